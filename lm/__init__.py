@@ -1,0 +1,1 @@
+"""What several services do with a language model: find and load it, write its prompts, generate, score tokens."""

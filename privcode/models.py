@@ -1,0 +1,120 @@
+"""Model references: which names a spec may use, and what is known of each model before it is loaded.
+
+A reference is a name of :data:`CATALOGUE` (carried by a PyPI package, or a hub id of the paper), or ``local/NAME``: the
+folder ``NAME`` below the configured models directory. Anything else is refused at submission.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from privcode.errors import InvalidInput
+from privcode.specs import LoraSpec
+
+LOCAL_PREFIX: Final = "local/"
+
+
+class ModelShape(BaseModel):
+    """The widths LoRA's parameter count depends on, named as in a transformers ``config.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int | None = None
+
+    def lora_parameters(self, lora: LoraSpec) -> int:
+        """Number of trainable parameters: rank * (in + out) for each target module of each layer."""
+        head = self.head_dim or self.hidden_size // self.num_attention_heads
+        query, key = self.num_attention_heads * head, self.num_key_value_heads * head
+        widths = {
+            "q_proj": self.hidden_size + query,
+            "k_proj": self.hidden_size + key,
+            "v_proj": self.hidden_size + key,
+            "o_proj": query + self.hidden_size,
+            "gate_proj": self.hidden_size + self.intermediate_size,
+            "up_proj": self.hidden_size + self.intermediate_size,
+            "down_proj": self.intermediate_size + self.hidden_size,
+        }
+        return self.num_hidden_layers * lora.rank * sum(widths[module] for module in lora.target_modules)
+
+
+class ModelInfo(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    reference: str
+    source: Literal["package", "hub", "local"]
+    kind: Literal["causal", "encoder"]
+    licence: str
+    shape: ModelShape | None = None
+
+
+def _causal(
+    reference: str, source: Literal["package", "hub"], licence: str, *, layers: int, hidden: int, inner: int, heads: int,
+    kv_heads: int, head_dim: int | None = None,
+) -> ModelInfo:  # fmt: skip
+    shape = ModelShape(
+        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=head_dim,
+    )  # fmt: skip
+    return ModelInfo(reference=reference, source=source, kind="causal", licence=licence, shape=shape)
+
+
+CATALOGUE: Final[Mapping[str, ModelInfo]] = MappingProxyType(
+    {
+        info.reference: info
+        for info in (
+            _causal("smollm2-135m-instruct", "package", "Apache-2.0", layers=30, hidden=576, inner=1536, heads=9, kv_heads=3),
+            ModelInfo(reference="all-minilm-l6-v2", source="package", kind="encoder", licence="Apache-2.0"),
+            _causal("Qwen/Qwen2.5-Coder-1.5B", "hub", "Apache-2.0", layers=28, hidden=1536, inner=8960, heads=12, kv_heads=2),
+            _causal("Qwen/Qwen2.5-Coder-7B", "hub", "Apache-2.0", layers=28, hidden=3584, inner=18944, heads=28, kv_heads=4),
+            _causal("deepseek-ai/deepseek-coder-6.7b-base", "hub", "DeepSeek", layers=32, hidden=4096, inner=11008, heads=32, kv_heads=32),
+            _causal("google/codegemma-7b", "hub", "Gemma", layers=28, hidden=3072, inner=24576, heads=16, kv_heads=16, head_dim=256),
+            _causal("Qwen/CodeQwen1.5-7B", "hub", "Tongyi Qianwen", layers=32, hidden=4096, inner=13440, heads=32, kv_heads=4),
+            _causal("meta-llama/Llama-3.1-8B-Instruct", "hub", "Llama 3.1", layers=32, hidden=4096, inner=14336, heads=32, kv_heads=8),
+            ModelInfo(reference="roberta-large", source="hub", kind="encoder", licence="MIT"),
+        )
+    }
+)  # fmt: skip
+
+
+def _local(name: str, models_dir: Path) -> ModelInfo | None:
+    if not name or "/" in name or name.startswith("."):
+        return None
+    try:
+        config = json.loads((models_dir / name / "config.json").read_bytes())
+        shape = ModelShape.model_validate(config)
+    except (OSError, ValueError, ValidationError):
+        return None
+    kind: Literal["causal", "encoder"] = (
+        "causal" if any("CausalLM" in name for name in config.get("architectures") or ()) else "encoder"
+    )
+    return ModelInfo(reference=LOCAL_PREFIX + name, source="local", kind=kind, licence="unknown", shape=shape)
+
+
+def known_models(models_dir: Path) -> list[ModelInfo]:
+    """The catalogue and every usable folder of ``models_dir``."""
+    names = sorted(path.name for path in models_dir.iterdir()) if models_dir.is_dir() else []
+    return [*CATALOGUE.values(), *(info for name in names if (info := _local(name, models_dir)))]
+
+
+def model_info(reference: str, *, models_dir: Path, field: str = "model") -> ModelInfo:
+    """What is known of a model. Raises :class:`InvalidInput` (``unknown_model``) for any other reference."""
+    info = CATALOGUE.get(reference)
+    if info is None and reference.startswith(LOCAL_PREFIX):
+        info = _local(reference.removeprefix(LOCAL_PREFIX), models_dir)
+    if info is None:
+        raise InvalidInput(
+            f"{field}: no model {reference!r} is known; GET /v1/models lists those that are",
+            code="unknown_model", field=field, value=reference,
+        )  # fmt: skip
+    return info

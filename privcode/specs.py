@@ -1,0 +1,186 @@
+"""What the user asked for: frozen request models, validated once at the edge.
+
+Values that are out of range are refused, never clamped. :class:`PrivacySpec` holds what the guarantee depends on;
+:class:`RuntimeSpec` only what changes speed. One field name per quantity, the same in JSON, database, code,
+artifact and report.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PromptTemplate = Literal["qa", "chat"]
+LoraModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PrivacySpec(Spec):
+    """Everything the (epsilon, delta) guarantee of the sanitize stage depends on.
+
+    The unit is the record, adjacency is add-or-remove-one, sampling is Poisson with
+    ``sample_rate = expected_batch / records``; ``noise_multiplier`` is calibrated, never asked for.
+    """
+
+    target_epsilon: PositiveFloat
+    target_delta: Probability
+    max_grad_norm: PositiveFloat = 1.0
+    expected_batch: PositiveInt
+    steps: PositiveInt
+    data_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        default=None,
+        description="Seed of the Poisson sampler. Leave it out: sampling amplifies privacy only against those who "
+        "don't know which records were drawn. For reproducing batches in tests.",
+    )
+
+
+class LoraSpec(Spec):
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[tuple[LoraModule, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique_modules(self) -> LoraSpec:
+        if len(set(self.target_modules)) != len(self.target_modules):
+            raise ValueError(f"names a module twice: {', '.join(self.target_modules)}")
+        return self
+
+
+class PrivSASpec(Spec):
+    """lambda(t) = lambda_min + (lambda_max - lambda_min) * exp(-alpha * floor(t / 20) * 20),
+    t = optimizer step * nominal_accumulation. ``lambda_max = lambda_min = 0`` turns the term off."""
+
+    lambda_max: Annotated[float, Field(ge=0)] = 1000.0
+    lambda_min: Annotated[float, Field(ge=0)] = 0.1
+    alpha: Annotated[float, Field(ge=0)] = 0.01
+    nominal_accumulation: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PrivSASpec:
+        if self.lambda_min > self.lambda_max:
+            raise ValueError(f"lambda_min {self.lambda_min} is above lambda_max {self.lambda_max}")
+        return self
+
+
+class SanitizeSpec(Spec):
+    """Stage 1: DP-SGD on the junior's LoRA adapter."""
+
+    model: str
+    lora: LoraSpec
+    privsa: PrivSASpec = PrivSASpec()
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    seq_length: Annotated[int, Field(ge=16)]
+
+
+class SynthesizeSpec(Spec):
+    """Stage 3: the junior answers public prompts. ``temperature`` 0 is greedy."""
+
+    prompt_source: Literal["public"] = "public"
+    max_prompts: PositiveInt | None = None
+    samples_per_prompt: PositiveInt = 1
+    max_new_tokens: PositiveInt = 2048
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class ExecutionLimits(Spec):
+    """Limits of one execution. Time in seconds of wall clock, memory in MiB, output in KiB per stream."""
+
+    time_limit_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    memory_mib: Annotated[int, Field(ge=16, le=65536)] = 512
+    processes: Annotated[int, Field(ge=1, le=1024)] = 32
+    file_size_mib: Annotated[int, Field(ge=1, le=4096)] = 16
+    output_kib: Annotated[int, Field(ge=1, le=16384)] = 64
+
+
+class RoundTripSpec(Spec):
+    """Stage 5: an instruct model describes the code; BERTScore F1 of description against prompt must reach tau."""
+
+    describer: str
+    scorer: str
+    samples: PositiveInt = 20
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    max_new_tokens: PositiveInt = 200
+    tau: Annotated[float, Field(ge=-1, le=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class BoostSpec(Spec):
+    """Stage 6: ordinary LoRA fine-tuning of the premium model on the filtered synthetic data."""
+
+    model: str
+    lora: LoraSpec
+    steps: PositiveInt
+    batch: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    seq_length: Annotated[int, Field(ge=16)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class EvaluateSpec(Spec):
+    """Stage 8: greedy pass@1 of the base and the tuned premium model. ``limit``: the first tasks only."""
+
+    benchmarks: Annotated[tuple[Literal["humaneval"], ...], Field(min_length=1)] = ("humaneval",)
+    limit: PositiveInt | None = None
+    max_new_tokens: PositiveInt = 512
+
+
+class AuditSpec(Spec):
+    """Stage 9: the paper's five canaries, each planted ``canary_rate`` times (0: no canary, the audit says so)."""
+
+    canary_rate: Annotated[int, Field(ge=0, le=1000)] = 0
+    prompts: PositiveInt = 128
+    samples_per_prompt: PositiveInt = 10
+    temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
+    max_new_tokens: PositiveInt = 128
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class RuntimeSpec(Spec):
+    """What only changes speed and memory. No value here may change a guarantee or a receipt."""
+
+    micro_batch: PositiveInt = 4
+    generate_batch: PositiveInt = 32
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    checkpoint_every: PositiveInt = 10
+
+
+class JobSpec(Spec):
+    """A job, complete: what a preset leaves open the request has filled in."""
+
+    recipe: Literal["privcode"]
+    dataset: str
+    prompts: str
+    prompt_template: PromptTemplate
+    privacy: PrivacySpec
+    sanitize: SanitizeSpec
+    synthesize: SynthesizeSpec
+    execute: ExecutionLimits = ExecutionLimits()
+    round_trip: RoundTripSpec
+    boost: BoostSpec
+    evaluate: EvaluateSpec
+    audit: AuditSpec = AuditSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Spec field -> model reference, of each model the job needs."""
+        return {
+            "sanitize.model": self.sanitize.model,
+            "round_trip.describer": self.round_trip.describer,
+            "round_trip.scorer": self.round_trip.scorer,
+            "boost.model": self.boost.model,
+        }

@@ -1,0 +1,165 @@
+"""The contract between a worker and the child process that does a stage's work.
+
+The worker makes a folder with ``stage.json`` (:class:`StageTask`) and starts ``python -m services.NAME.stage FOLDER``.
+The child reads its inputs, writes one folder per output kind below ``outputs/``, and reports on standard output, one
+JSON object a line: ``{"progress": {"done": 3, "total": 12}}``. Before it exits with 0 it writes ``result.json``; after
+an error of ours ``error.json``. The child has no database, no broker and no credentials, so that
+``python -m services.trainer.stage FOLDER`` also works by hand.
+
+Everything in ``result.json``, ``error.json`` and the progress lines is shown to members: nothing that was computed from
+private data without differential privacy may be in them. Standard error is a private log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from privcode.errors import PrivCodeError, StageFailed
+from privcode.recipes import Label
+from privcode.results import JsonObject, PrivacyPlan
+from privcode.specs import JobSpec
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StageInput(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    label: Label
+
+
+class StageEnvironment(BaseModel):
+    """Where the child finds what is not an artifact. ``sandbox_socket``: Unix socket of the runner."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models_dir: str
+    sandbox_socket: str
+    threads: int
+
+
+class StageTask(BaseModel):
+    """``stage.json``. ``keep_dir`` outlives an attempt (checkpoints, the count of steps taken); it is private.
+    ``history`` tells the report what happened so far: the job, its earlier stages, the dataset's budget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    stage: str
+    attempt: int
+    spec: JobSpec
+    plan: PrivacyPlan
+    inputs: dict[str, StageInput]
+    keep_dir: str
+    environment: StageEnvironment
+    history: JsonObject
+
+
+class Stage:
+    """What a stage function gets: its spec and inputs, and where to put its outputs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.task = StageTask.model_validate_json((folder / "stage.json").read_bytes())
+        self.spec = self.task.spec
+        self.environment = self.task.environment
+        self.keep_dir = Path(self.task.keep_dir)
+        self._metrics: JsonObject = {}
+
+    def input(self, kind: str) -> Path:
+        """The folder of the input artifact ``kind``; read-only."""
+        return Path(self.task.inputs[kind].path)
+
+    def read_rows(self, kind: str) -> Iterator[JsonObject]:
+        """The rows of the input's one JSONL file."""
+        (path,) = self.input(kind).glob("*.jsonl")
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def read_models(self, kind: str, model: type[Model]) -> list[Model]:
+        return [model.model_validate(row) for row in self.read_rows(kind)]
+
+    def read_model(self, kind: str, model: type[Model]) -> Model:
+        return model.model_validate_json((self.input(kind) / f"{kind}.json").read_bytes())
+
+    def output(self, kind: str) -> Path:
+        """The new folder of the output artifact ``kind``."""
+        path = self.folder / "outputs" / kind
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_rows(self, kind: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+        with (self.output(kind) / f"{kind}.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows:
+                data = row.model_dump(mode="json") if isinstance(row, BaseModel) else row
+                file.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+    def write_model(self, kind: str, value: BaseModel) -> None:
+        (self.output(kind) / f"{kind}.json").write_text(
+            value.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Tell the worker how far this is. ``note`` is shown to members; see the module's last paragraph."""
+        _emit({"progress": {"done": done, "total": total, "note": note}})
+
+    def metric(self, name: str, value: float | int | str | None) -> None:
+        """A figure for the job's members. Never one computed from private data without DP."""
+        self._metrics[name] = value
+
+    def finish(self) -> None:
+        _write_atomically(self.folder / "result.json", {"metrics": self._metrics})
+
+
+StageFunction = Callable[[Stage], None]
+
+
+def _emit(message: JsonObject) -> None:
+    # The protocol's own descriptor, see run_child: a library's print must not end up in it.
+    os.write(_PROTOCOL_FD, (json.dumps(message) + "\n").encode())
+
+
+_PROTOCOL_FD = 1
+
+
+def _write_atomically(path: Path, data: JsonObject) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def run_child(functions: Mapping[str, StageFunction]) -> None:
+    """Main of ``services/NAME/stage.py``: run the stage that the folder asks for and exit.
+
+    Exit status 0 with ``result.json``; 1 with ``error.json`` for our own errors; 2 with ``error.json`` and the code
+    ``stage_crashed`` for any other exception, of which only the type's name leaves the private log.
+    """
+    global _PROTOCOL_FD
+    _PROTOCOL_FD = os.dup(1)
+    os.dup2(2, 1)
+    folder = Path(sys.argv[1])
+    stage = Stage(folder)
+    try:
+        functions[stage.task.stage](stage)
+    except PrivCodeError as error:
+        _write_atomically(folder / "error.json", {"code": error.code, "message": error.message})
+        sys.exit(1)
+    except Exception as error:
+        crash = StageFailed(
+            f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where"
+        )
+        _write_atomically(folder / "error.json", {"code": "stage_crashed", "message": crash.message})
+        raise
+    stage.finish()
