@@ -21,9 +21,7 @@ class PrivCodeError(Exception):
 
     code = "internal_error"
 
-    def __init__(
-        self, message: str, *, code: str | None = None, field: str | None = None, value: Any = None
-    ) -> None:
+    def __init__(self, message: str, *, code: str | None = None, field: str | None = None, value: Any = None) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.code

@@ -38,9 +38,7 @@ class PrivacyPlan(Result):
 
     @property
     def mechanism(self) -> Mechanism:
-        return Mechanism(
-            sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=self.steps
-        )
+        return Mechanism(sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=self.steps)
 
 
 class PrivacyReceipt(Result):

@@ -85,6 +85,4 @@ class RunnerClient:
         except (httpx.HTTPError, ValidationError) as error:
             raise SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}") from error
         if missing:
-            raise SandboxUnavailable(
-                f"the sandbox runner left {len(missing)} of {len(executions)} executions out"
-            )
+            raise SandboxUnavailable(f"the sandbox runner left {len(missing)} of {len(executions)} executions out")

@@ -104,9 +104,7 @@ class Stage:
                 file.write(json.dumps(data, ensure_ascii=False) + "\n")
 
     def write_model(self, kind: str, value: BaseModel) -> None:
-        (self.output(kind) / f"{kind}.json").write_text(
-            value.model_dump_json(indent=2) + "\n", encoding="utf-8"
-        )
+        (self.output(kind) / f"{kind}.json").write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell the worker how far this is. ``note`` is shown to members; see the module's last paragraph."""

@@ -49,9 +49,7 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     StageState.PENDING: frozenset({StageState.QUEUED, StageState.CANCELLED, StageState.SKIPPED}),
     StageState.QUEUED: frozenset({StageState.RUNNING, StageState.CANCELLED, StageState.FAILED}),
     # Back to queued: the lease ran out, or the worker gave the stage back before it shut down.
-    StageState.RUNNING: frozenset(
-        {StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED, StageState.QUEUED}
-    ),
+    StageState.RUNNING: frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED, StageState.QUEUED}),
     StageState.SUCCEEDED: frozenset(),
     StageState.FAILED: frozenset(),
     StageState.CANCELLED: frozenset(),
@@ -65,6 +63,4 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 def require_transition(current: State, new: State) -> None:
     """Raise :class:`Conflict` unless ``current -> new`` is in the table."""
     if new not in TRANSITIONS[current]:
-        raise Conflict(
-            f"{type(current).__name__} can't go from {current} to {new}", code="illegal_transition"
-        )
+        raise Conflict(f"{type(current).__name__} can't go from {current} to {new}", code="illegal_transition")
