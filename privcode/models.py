@@ -59,32 +59,43 @@ class ModelInfo(BaseModel):
 
 
 def _causal(
-    reference: str, source: Literal["package", "hub"], licence: str, *, layers: int, hidden: int, inner: int, heads: int,
-    kv_heads: int, head_dim: int | None = None,
-) -> ModelInfo:  # fmt: skip
-    shape = ModelShape(
-        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=head_dim,
-    )  # fmt: skip
-    return ModelInfo(reference=reference, source=source, kind="causal", licence=licence, shape=shape)
+    reference: str,
+    source: Literal["package", "hub"],
+    licence: str,
+    shape: tuple[int, int, int, int, int],
+    head_dim: int | None = None,
+) -> ModelInfo:
+    """``shape``: layers, hidden size, intermediate size, attention heads, key-value heads."""
+    layers, hidden, intermediate, heads, key_value_heads = shape
+    return ModelInfo(
+        reference=reference,
+        source=source,
+        kind="causal",
+        licence=licence,
+        shape=ModelShape(
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            head_dim=head_dim,
+        ),
+    )
 
 
-CATALOGUE: Final[Mapping[str, ModelInfo]] = MappingProxyType(
-    {
-        info.reference: info
-        for info in (
-            _causal("smollm2-135m-instruct", "package", "Apache-2.0", layers=30, hidden=576, inner=1536, heads=9, kv_heads=3),
-            ModelInfo(reference="all-minilm-l6-v2", source="package", kind="encoder", licence="Apache-2.0"),
-            _causal("Qwen/Qwen2.5-Coder-1.5B", "hub", "Apache-2.0", layers=28, hidden=1536, inner=8960, heads=12, kv_heads=2),
-            _causal("Qwen/Qwen2.5-Coder-7B", "hub", "Apache-2.0", layers=28, hidden=3584, inner=18944, heads=28, kv_heads=4),
-            _causal("deepseek-ai/deepseek-coder-6.7b-base", "hub", "DeepSeek", layers=32, hidden=4096, inner=11008, heads=32, kv_heads=32),
-            _causal("google/codegemma-7b", "hub", "Gemma", layers=28, hidden=3072, inner=24576, heads=16, kv_heads=16, head_dim=256),
-            _causal("Qwen/CodeQwen1.5-7B", "hub", "Tongyi Qianwen", layers=32, hidden=4096, inner=13440, heads=32, kv_heads=4),
-            _causal("meta-llama/Llama-3.1-8B-Instruct", "hub", "Llama 3.1", layers=32, hidden=4096, inner=14336, heads=32, kv_heads=8),
-            ModelInfo(reference="roberta-large", source="hub", kind="encoder", licence="MIT"),
-        )
-    }
-)  # fmt: skip
+_MODELS: Final = (
+    _causal("smollm2-135m-instruct", "package", "Apache-2.0", (30, 576, 1536, 9, 3)),
+    ModelInfo(reference="all-minilm-l6-v2", source="package", kind="encoder", licence="Apache-2.0"),
+    _causal("Qwen/Qwen2.5-Coder-1.5B", "hub", "Apache-2.0", (28, 1536, 8960, 12, 2)),
+    _causal("Qwen/Qwen2.5-Coder-7B", "hub", "Apache-2.0", (28, 3584, 18944, 28, 4)),
+    _causal("deepseek-ai/deepseek-coder-6.7b-base", "hub", "DeepSeek", (32, 4096, 11008, 32, 32)),
+    _causal("google/codegemma-7b", "hub", "Gemma", (28, 3072, 24576, 16, 16), head_dim=256),
+    _causal("Qwen/CodeQwen1.5-7B", "hub", "Tongyi Qianwen", (32, 4096, 13440, 32, 4)),
+    _causal("meta-llama/Llama-3.1-8B-Instruct", "hub", "Llama 3.1", (32, 4096, 14336, 32, 8)),
+    ModelInfo(reference="roberta-large", source="hub", kind="encoder", licence="MIT"),
+)
+
+CATALOGUE: Final[Mapping[str, ModelInfo]] = MappingProxyType({info.reference: info for info in _MODELS})
 
 
 def _local(name: str, models_dir: Path) -> ModelInfo | None:

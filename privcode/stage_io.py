@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from privcode.errors import PrivCodeError, StageFailed
+from privcode.process import die_with_parent
 from privcode.recipes import Label
 from privcode.results import JsonObject, PrivacyPlan
 from privcode.specs import JobSpec
@@ -145,6 +146,7 @@ def run_child(functions: Mapping[str, StageFunction]) -> None:
     ``stage_crashed`` for any other exception, of which only the type's name leaves the private log.
     """
     global _PROTOCOL_FD
+    die_with_parent()
     _PROTOCOL_FD = os.dup(1)
     os.dup2(2, 1)
     folder = Path(sys.argv[1])

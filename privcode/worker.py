@@ -1,0 +1,326 @@
+"""What a Celery worker does with "stage S may have work": lease it, run it in a fresh child process, write what came out.
+
+The child (``python -m services.NAME.stage FOLDER``, see ``privcode.stage_io``) has no database and no credentials. A fresh
+process frees all memory at its end and makes cancelling a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from celery import Celery
+from celery.worker import state as celery_state
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from privcode import jobs, ledger
+from privcode.artifacts import ArtifactStore
+from privcode.db.models import Artifact, Job, Stage
+from privcode.db.session import SessionFactory, make_sessions, transaction
+from privcode.errors import PrivCodeError, StageFailed
+from privcode.jobs import Directive, Lease, LeaseLost, NewArtifact
+from privcode.queue import RUN_STAGE, Wake, enqueue, make_celery
+from privcode.recipes import Label, StageDef, stage_def
+from privcode.results import JsonObject, PrivacyPlan
+from privcode.settings import Settings
+from privcode.specs import JobSpec
+from privcode.stage_io import StageEnvironment, StageInput, StageTask
+from privcode.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+# What a child may know of its surroundings; the database's and the broker's addresses are not in it.
+_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+
+
+def make_worker(service: str) -> Celery:
+    """The Celery app of ``services/NAME/tasks.py``, with its one task; settings come from the environment."""
+    settings = Settings()
+    app = make_celery(settings.broker_url)
+    sessions = make_sessions(settings.database_url)
+
+    @app.task(name=RUN_STAGE)  # type: ignore[untyped-decorator]
+    def run_stage(stage_id: str) -> None:
+        worker = Worker(
+            service=service,
+            settings=settings,
+            sessions=sessions,
+            stopping=lambda: bool(celery_state.should_stop or celery_state.should_terminate),
+        )
+        if wake := worker.run(stage_id):
+            enqueue(app, wake)
+
+    return app
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the child ended: ``directive`` CANCEL or ``stopping`` if the worker ended it."""
+
+    returncode: int
+    cancelled: bool = False
+    stopping: bool = False
+
+
+class Worker:
+    """Runs one stage at a time. ``stopping`` tells that the worker process wants to shut down."""
+
+    def __init__(
+        self, *, service: str, settings: Settings, sessions: SessionFactory, stopping: Callable[[], bool]
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._sessions = sessions
+        self._stopping = stopping
+        self._store = ArtifactStore(settings.artifacts_dir)
+
+    def run(self, stage_id: str) -> Wake | None:
+        """Do the stage if it is free, to its end. Returns the stage to wake next."""
+        with transaction(self._sessions) as session:
+            lease = jobs.lease_stage(session, stage_id, lease_seconds=self._settings.lease_seconds)
+        if lease is None:
+            return None
+        workspace = Workspace.of(self._settings.work_dir, stage_id)
+        log.info("stage %s: attempt %d", stage_id, lease.attempt)
+        try:
+            return self._attempt(lease, workspace)
+        except LeaseLost:
+            log.warning("stage %s: attempt %d lost its lease, nothing of it was written", stage_id, lease.attempt)
+            return None
+        except PrivCodeError as error:
+            self._fail(lease, workspace, error)
+            return None
+
+    def _attempt(self, lease: Lease, workspace: Workspace) -> Wake | None:
+        with transaction(self._sessions) as session:
+            stage = session.get_one(Stage, lease.stage_id)
+            definition = stage_def(stage.job.recipe, stage.name)
+            if lease.attempt > self._settings.max_attempts:
+                raise StageFailed(
+                    f"{stage.name} was lost {self._settings.max_attempts} times", code="attempts_exhausted"
+                )
+            if definition.accounted and (taken := workspace.steps_taken()):
+                plan = PrivacyPlan.model_validate(stage.job.plan)
+                ledger.raise_reservation(
+                    session,
+                    dataset_id=stage.job.dataset_id,
+                    job_id=stage.job_id,
+                    plan=plan,
+                    steps=taken + plan.steps - workspace.checkpointed_steps(),
+                )
+            task = _stage_task(session, stage, definition, self._settings, self._store, workspace, lease.attempt)
+        folder = workspace.make_attempt(lease.attempt)
+        (folder / "stage.json").write_text(task.model_dump_json())
+        ended = self._run_child(lease, folder)
+        if ended.stopping:
+            with transaction(self._sessions) as session:
+                # Whoever takes over finds it by reconcile: this worker's queue may be gone with it.
+                jobs.give_back(session, lease)
+            return None
+        if ended.cancelled:
+            with transaction(self._sessions) as session:
+                jobs.finish_cancel(session, task.job_id, steps_taken=workspace.steps_taken())
+            return None
+        if ended.returncode != 0:
+            raise _child_error(folder, task.stage, ended.returncode)
+        return self._finish(lease, workspace, folder, task, definition)
+
+    def _finish(
+        self, lease: Lease, workspace: Workspace, folder: Path, task: StageTask, definition: StageDef
+    ) -> Wake | None:
+        metrics = json.loads((folder / "result.json").read_bytes())["metrics"]
+        input_labels = [given.label for given in task.inputs.values()]
+        artifacts = []
+        for kind in definition.writes:
+            output = folder / "outputs" / kind
+            if not output.is_dir():
+                raise StageFailed(f"{task.stage} did not write {kind}", code="output_missing")
+            stored = self._store.put(output)
+            artifacts.append(NewArtifact(kind=kind, label=definition.label(kind, input_labels), stored=stored))
+        with transaction(self._sessions) as session:
+            wake = jobs.finish_stage(
+                session,
+                lease,
+                artifacts=artifacts,
+                inputs={kind: Path(given.path).name for kind, given in task.inputs.items()},
+                metrics=metrics,
+                steps_taken=workspace.steps_taken() if definition.accounted else None,
+            )
+        workspace.remove()
+        return wake
+
+    def _fail(self, lease: Lease, workspace: Workspace, error: PrivCodeError) -> None:
+        log.error("stage %s failed: %s", lease.stage_id, error.code)
+        try:
+            with transaction(self._sessions) as session:
+                stage = session.get_one(Stage, lease.stage_id)
+                accounted = stage_def(stage.job.recipe, stage.name).accounted
+                jobs.fail_stage(
+                    session,
+                    lease,
+                    code=error.code,
+                    message=error.message,
+                    steps_taken=workspace.steps_taken() if accounted else None,
+                )
+        except LeaseLost:
+            log.warning("stage %s: lost its lease before its failure was written", lease.stage_id)
+
+    def _run_child(self, lease: Lease, folder: Path) -> _Ended:
+        """Start the child and stay with it: heartbeat, progress, cancel, shutdown. It never outlives this call."""
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= {
+            "OMP_NUM_THREADS": str(self._settings.threads),
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with (folder / "log.txt").open("wb") as log_file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", f"services.{self._service}.stage", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=environment,
+                start_new_session=True,
+            )
+        try:
+            return self._follow(lease, child)
+        finally:
+            _kill(child)
+
+    def _follow(self, lease: Lease, child: subprocess.Popen[bytes]) -> _Ended:
+        assert child.stdout is not None
+        lines = _Lines(child.stdout.fileno())
+        progress: JsonObject | None = None
+        next_beat = time.monotonic() + self._settings.heartbeat_seconds
+        while True:
+            messages = lines.read(timeout=max(0.0, next_beat - time.monotonic()))
+            for message in messages:
+                progress = message.get("progress", progress)
+            if lines.closed:
+                if progress is not None:
+                    self._beat(lease, progress)
+                return _Ended(returncode=child.wait())
+            if time.monotonic() >= next_beat:
+                if self._beat(lease, progress) is Directive.CANCEL:
+                    return _Ended(returncode=-1, cancelled=True)
+                progress = None
+                next_beat = time.monotonic() + self._settings.heartbeat_seconds
+            if self._stopping():
+                return _Ended(returncode=-1, stopping=True)
+
+    def _beat(self, lease: Lease, progress: JsonObject | None) -> Directive:
+        with transaction(self._sessions) as session:
+            return jobs.heartbeat(session, lease, lease_seconds=self._settings.lease_seconds, progress=progress)
+
+
+class _Lines:
+    """JSON objects, one a line, from a pipe, without ever blocking longer than asked."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+        self.closed = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def read(self, *, timeout: float) -> list[JsonObject]:
+        if not self._selector.select(timeout):
+            return []
+        data = os.read(self._descriptor, 65536)
+        self.closed = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+    if child.stdout:
+        child.stdout.close()
+
+
+def _child_error(folder: Path, stage: str, returncode: int) -> PrivCodeError:
+    try:
+        error = json.loads((folder / "error.json").read_bytes())
+        return StageFailed(error["message"], code=error["code"])
+    except FileNotFoundError:
+        how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+        return StageFailed(f"{stage} was ended by {how}; out of memory is the usual cause", code="stage_killed")
+
+
+def _stage_task(
+    session: Session,
+    stage: Stage,
+    definition: StageDef,
+    settings: Settings,
+    store: ArtifactStore,
+    workspace: Workspace,
+    attempt: int,
+) -> StageTask:
+    job = stage.job
+    made = session.scalars(select(Artifact).where(Artifact.job_id == job.id))
+    available = {artifact.kind: artifact for artifact in made}
+    available["dataset"] = session.get_one(Artifact, job.dataset.artifact_id)
+    available["prompts"] = session.get_one(Artifact, job.prompts.artifact_id)
+    return StageTask(
+        job_id=job.id,
+        stage=stage.name,
+        attempt=attempt,
+        spec=JobSpec.model_validate_json(json.dumps(job.spec)),
+        plan=PrivacyPlan.model_validate(job.plan),
+        inputs={
+            kind: StageInput(path=str(store.verify(available[kind].sha256)), label=Label(available[kind].label))
+            for kind in definition.reads
+        },
+        keep_dir=str(workspace.keep),
+        environment=StageEnvironment(
+            models_dir=str(settings.models_dir), sandbox_socket=str(settings.sandbox_socket), threads=settings.threads
+        ),
+        history=_history(session, job),
+    )
+
+
+def _history(session: Session, job: Job) -> JsonObject:
+    """What the report tells of the job besides its artifacts; all of it is known to members."""
+    left = ledger.budget(session, dataset=job.dataset)
+    return {
+        "job": {
+            "id": job.id,
+            "created_at": int(job.created_at.timestamp()),
+            "recipe": job.recipe,
+            "preset": job.preset,
+        },
+        "dataset": {"id": job.dataset.id, "name": job.dataset.name, "records": job.dataset.rows},
+        "prompts": {"id": job.prompts.id, "name": job.prompts.name},
+        "stages": [
+            {
+                "name": stage.name,
+                "seconds": (stage.ended_at - stage.started_at).total_seconds(),
+                "metrics": stage.metrics or {},
+            }
+            for stage in job.stages
+            if stage.ended_at and stage.started_at
+        ],
+        "budget": {
+            "epsilon": left.epsilon,
+            "delta": left.delta,
+            "epsilon_spent": left.epsilon_spent,
+            "epsilon_left": left.epsilon_left,
+        },
+    }
