@@ -44,18 +44,6 @@ def create(
         )  # fmt: skip
     stored = store.put(folder)
     private = visibility == "private"
-    artifact = Artifact(
-        id=new_id("art"),
-        tenant_id=tenant_id,
-        kind="dataset",
-        label=Label.PRIVATE if private else Label.PUBLIC,
-        sha256=stored.sha256,
-        bytes=stored.bytes,
-        files=list(stored.files),
-        inputs={},
-    )
-    session.add(artifact)
-    session.flush()
     dataset = Dataset(
         id=new_id("ds"),
         tenant_id=tenant_id,
@@ -65,11 +53,24 @@ def create(
         rows=summary.rows,
         sha256=summary.sha256,
         summary=summary.model_dump(mode="json"),
-        artifact_id=artifact.id,
         budget_epsilon=budget_epsilon if private else None,
         budget_delta=budget_delta if private else None,
     )
     session.add(dataset)
+    session.flush()
+    session.add(
+        Artifact(
+            id=new_id("art"),
+            tenant_id=tenant_id,
+            kind="dataset",
+            label=Label.PRIVATE if private else Label.PUBLIC,
+            sha256=stored.sha256,
+            bytes=stored.bytes,
+            files=list(stored.files),
+            inputs={},
+            dataset_id=dataset.id,
+        )
+    )
     session.flush()
     return dataset
 

@@ -1,11 +1,12 @@
-"""What a Celery worker does with "stage S may have work": lease it, run it in a fresh child process, write what came out.
+"""What a Celery worker does with "stage S may have work": lease it, run it in a fresh child process, write the outcome.
 
-The child (``python -m services.NAME.stage FOLDER``, see ``privcode.stage_io``) has no database and no credentials. A fresh
-process frees all memory at its end and makes cancelling a kill.
+The child (``python -m services.NAME.stage FOLDER``, see ``privcode.stage_io``) has no database and no credentials. A
+fresh process frees all memory at its end and makes cancelling a kill.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -56,7 +57,8 @@ def make_worker(service: str) -> Celery:
             service=service,
             settings=settings,
             sessions=sessions,
-            stopping=lambda: bool(celery_state.should_stop or celery_state.should_terminate),
+            # Celery sets these to an exit status, which may be 0.
+            stopping=lambda: celery_state.should_stop is not None or celery_state.should_terminate is not None,
         )
         if wake := worker.run(stage_id):
             enqueue(app, wake)
@@ -246,10 +248,8 @@ class _Lines:
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """End the child and whatever it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
     if child.stdout:
         child.stdout.close()
@@ -276,8 +276,8 @@ def _stage_task(
     job = stage.job
     made = session.scalars(select(Artifact).where(Artifact.job_id == job.id))
     available = {artifact.kind: artifact for artifact in made}
-    available["dataset"] = session.get_one(Artifact, job.dataset.artifact_id)
-    available["prompts"] = session.get_one(Artifact, job.prompts.artifact_id)
+    available["dataset"] = job.dataset.artifact
+    available["prompts"] = job.prompts.artifact
     return StageTask(
         job_id=job.id,
         stage=stage.name,

@@ -1,7 +1,7 @@
 """The folders on the volume in which a stage works.
 
-``work/STAGE/keep`` outlives an attempt (checkpoints, the count of steps taken); ``work/STAGE/attempt-N`` is one attempt's.
-Both are private: mode 0700, never an artifact as a whole.
+``work/STAGE/keep`` outlives an attempt (checkpoints, the count of steps taken); ``work/STAGE/attempt-N`` is one
+attempt's. Both are private: mode 0700, never an artifact as a whole.
 """
 
 from __future__ import annotations

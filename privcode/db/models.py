@@ -55,10 +55,11 @@ class Dataset(Base):
     rows: Mapped[int]
     sha256: Mapped[str]
     summary: Mapped[JsonObject]
-    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifact.id"))
     budget_epsilon: Mapped[float | None]
     budget_delta: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    artifact: Mapped[Artifact] = relationship()
 
 
 class Job(Base):
@@ -116,7 +117,8 @@ class Stage(Base):
 
 
 class Artifact(Base):
-    """An immutable folder in the artifact store. ``inputs``: sha256 of each input artifact, by kind."""
+    """An immutable folder in the artifact store: a dataset's rows, or an output of a stage. ``inputs``: sha256 of each
+    input artifact, by kind."""
 
     __tablename__ = "artifact"
 
@@ -128,6 +130,7 @@ class Artifact(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     files: Mapped[list[str]] = mapped_column(JSONB)
     inputs: Mapped[JsonObject]
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("dataset.id"), unique=True)
     stage_id: Mapped[str | None] = mapped_column(ForeignKey("stage.id"), index=True)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
