@@ -172,6 +172,5 @@ class IdempotencyKey(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_sha256: Mapped[str]
-    status: Mapped[int | None]
     response: Mapped[JsonObject | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
