@@ -81,10 +81,9 @@ def validation_problem(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     for error in errors:
         location = [part for part in error["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(str(part) for part in location) or "body"
+        given = error.get("input")
         # A missing field's input is all that surrounds it.
-        value = (
-            None if error["type"] == "missing" or isinstance(error.get("input"), dict | bytes) else error.get("input")
-        )
+        value = None if error["type"] == "missing" or isinstance(given, dict | bytes) else given
         message = str(error["msg"]).removeprefix("Value error, ")
         code = _CODES.get(error["type"], "invalid_value")
         listed.append({"code": code, "field": field, "value": _shown(value), "message": message})

@@ -29,8 +29,8 @@ def once(
 ) -> JsonObject:
     """``run()``, or the answer it gave to this key before. Without a key, just ``run()``.
 
-    The key's row is written in the same transaction as what ``run`` writes: a concurrent retry waits for that transaction
-    and then finds its answer, or finds nothing if it was rolled back. Raises :class:`Conflict`
+    The key's row is written in the same transaction as what ``run`` writes: a concurrent retry waits for that
+    transaction and then finds its answer, or finds nothing if it was rolled back. Raises :class:`Conflict`
     (``idempotency_key_reused``) when the key came with another request.
     """
     if key is None:

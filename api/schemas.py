@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,8 @@ from privcode.db.models import Artifact, Dataset, Event, Job, LedgerEntry
 from privcode.ledger import Budget
 from privcode.models import ModelInfo
 from privcode.results import JsonObject, PrivacyPlan
+
+Item = TypeVar("Item")
 
 
 def _unix(time: datetime | None) -> float | None:
@@ -47,13 +49,13 @@ class UploadQuery(BaseModel):
     max_problem_chars: int | None = Field(default=None, ge=1)
 
 
-class ListObject[Item](BaseModel):
+class ListObject(BaseModel, Generic[Item]):
     object: Literal["list"] = "list"
     data: Sequence[Item]
     has_more: bool
 
 
-def page_of[Row, Item](rows: Sequence[Row], *, limit: int, items: Sequence[Item]) -> ListObject[Item]:
+def page_of(rows: Sequence[object], *, limit: int, items: Sequence[Item]) -> ListObject[Item]:
     return ListObject(data=items[:limit], has_more=len(rows) > limit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sqlalchemy import select, tuple_
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from privcode.artifacts import ArtifactStore
@@ -57,7 +58,12 @@ def create(
         budget_delta=budget_delta if private else None,
     )
     session.add(dataset)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise Conflict(
+            "file: the same rows are being uploaded by another request", code="dataset_exists", field="file"
+        ) from error
     session.add(
         Artifact(
             id=new_id("art"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from privcode.ingest import IngestRequest, ingest_in_child
@@ -35,9 +35,15 @@ from privcode.results import JsonObject
 router = APIRouter(tags=["datasets"])
 
 
-@router.post("/datasets", status_code=201, openapi_extra={
-    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-})  # fmt: skip
+_FILE_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post("/datasets", status_code=201, openapi_extra=_FILE_BODY)
 async def create_dataset(
     request: Request,
     query: Annotated[UploadQuery, Query()],

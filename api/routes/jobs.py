@@ -151,7 +151,7 @@ def list_artifacts(job_id: str, context: UseContext, caller: UseCaller) -> ListO
 def get_report(
     job_id: str, context: UseContext, caller: UseCaller, accept: Annotated[str, Header()] = "application/json"
 ) -> FileResponse:
-    """The report: JSON, or HTML where ``Accept`` prefers it. 404 (``report_not_ready``) until the job has written it."""
+    """The report: JSON, or HTML where ``Accept`` names it. 404 (``report_not_ready``) until the job has written it."""
     kind, media_type = ("report_html", "text/html") if "text/html" in accept else ("report_json", "application/json")
     with transaction(context.sessions) as session:
         job = jobs.get(session, job_id, tenant_id=caller.tenant_id)
