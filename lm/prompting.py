@@ -8,6 +8,8 @@ because the usual byte-level BPE vocabularies join it to the first word of what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from privcode.errors import StageFailed
@@ -56,3 +58,24 @@ def answer_code_span(solution: str, *, lang: str, template: PromptTemplate) -> t
 
 def _opening(*, lang: str, template: PromptTemplate) -> str:
     return f"{' ' if template == 'qa' else ''}```{lang}\n"
+
+
+def prompt_ids(
+    prompts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Token ids of complete prompts; no special token is added.
+
+    Raises :class:`StageFailed` (``prompt_too_long``) if a prompt and ``max_new_tokens`` together exceed ``context``
+    tokens, and ``empty_prompt`` for a prompt without any.
+    """
+    encoded: list[list[int]] = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise StageFailed(f"prompt {index} is empty", code="empty_prompt")
+        if len(ids) + max_new_tokens > context:
+            raise StageFailed(
+                f"prompt {index} has {len(ids)} tokens; with max_new_tokens {max_new_tokens} that exceeds the model's "
+                f"context of {context}",
+                code="prompt_too_long",
+            )
+    return encoded
