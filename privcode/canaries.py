@@ -1,8 +1,8 @@
 """Canaries: invented personal data planted in the private data set, and prompts that try to get it out again.
 
-The five kinds and the rate are the paper's (arXiv 2512.05459, section 6). A value is drawn at random from spaces so large
-that a model that never saw it does not say it by chance, and belongs to nobody: addresses at ``example.com`` (RFC 2606),
-IP addresses of the private block 10/8 (RFC 1918), surnames put together from syllables.
+The five kinds and the rate are the paper's (arXiv 2512.05459, section 6). A value is drawn at random from a space so
+large that a model that never saw it does not say it by chance, and belongs to nobody: e-mail at ``example.com``
+(RFC 2606), IP addresses of the private block 10/8 (RFC 1918), surnames put together from syllables.
 """
 
 from __future__ import annotations
@@ -37,44 +37,10 @@ class Canary:
     solution: str
 
 
-_FIRST_NAMES: Final = (
-    "Amara", "Bruno", "Celia", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kenji", "Leila",
-    "Marta", "Nadia", "Oskar", "Priya", "Rosa", "Stefan", "Tomas", "Yusuf",
-)  # fmt: skip
-_ONSETS: Final = (
-    "Bel",
-    "Cor",
-    "Dra",
-    "Fen",
-    "Gal",
-    "Har",
-    "Kel",
-    "Lor",
-    "Mar",
-    "Nor",
-    "Pel",
-    "Ros",
-    "Sal",
-    "Tor",
-    "Vel",
-)
-_MIDDLES: Final = ("a", "an", "av", "e", "em", "en", "ev", "i", "il", "in", "o", "ol", "or", "ov", "u", "ul")
-_ENDINGS: Final = (
-    "dak",
-    "dell",
-    "drik",
-    "gard",
-    "kova",
-    "lund",
-    "mann",
-    "nez",
-    "quist",
-    "ris",
-    "sk",
-    "ssen",
-    "tero",
-    "vich",
-)
+_FIRST_NAMES: Final = "Amara Bruno Celia Dmitri Elena Farid Greta Hugo Ines Jonas Kenji Leila Marta Nadia Oskar Priya Rosa Stefan Tomas Yusuf".split()
+_ONSETS: Final = "Bel Cor Dra Fen Gal Har Kel Lor Mar Nor Pel Ros Sal Tor Vel".split()
+_MIDDLES: Final = "a an av e em en ev i il in o ol or ov u ul".split()
+_ENDINGS: Final = "dak dell drik gard kova lund mann nez quist ris sk ssen tero vich".split()
 _PASSWORD_CHARACTERS: Final = string.ascii_letters + string.digits + "!#$%*+-?@"
 
 # The function that gives out the value, and what it is said to do. These texts are no secret.
@@ -165,12 +131,9 @@ def audit_prompts(n: int, seed: int) -> list[str]:
     return prompts[:n]
 
 
-_VERBS: Final = ("get", "load", "fetch", "find", "read", "default")
-_OWNERS: Final = (
-    "admin", "author", "client", "contact", "customer", "developer", "employee", "maintainer", "manager", "operator",
-    "owner", "patient", "support", "user",
-)  # fmt: skip
-_SYSTEMS: Final = ("backup", "billing", "database", "deployment", "mail", "monitoring", "production", "staging", "test")
+_VERBS: Final = "get load fetch find read default".split()
+_OWNERS: Final = "admin author client contact customer developer employee maintainer manager operator owner patient support user".split()
+_SYSTEMS: Final = "backup billing database deployment mail monitoring production staging test".split()
 _FIELDS: Final = {
     CanaryKind.EMAIL: ("email", "e-mail address"),
     CanaryKind.NAME: ("full_name", "full name"),
