@@ -37,10 +37,17 @@ class Canary:
     solution: str
 
 
-_FIRST_NAMES: Final = "Amara Bruno Celia Dmitri Elena Farid Greta Hugo Ines Jonas Kenji Leila Marta Nadia Oskar Priya Rosa Stefan Tomas Yusuf".split()
-_ONSETS: Final = "Bel Cor Dra Fen Gal Har Kel Lor Mar Nor Pel Ros Sal Tor Vel".split()
-_MIDDLES: Final = "a an av e em en ev i il in o ol or ov u ul".split()
-_ENDINGS: Final = "dak dell drik gard kova lund mann nez quist ris sk ssen tero vich".split()
+_FIRST_NAMES: Final = (
+    "Amara", "Bruno", "Celia", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kenji", "Leila",
+    "Marta", "Nadia", "Oskar", "Priya", "Rosa", "Stefan", "Tomas", "Yusuf",
+)  # fmt: skip
+_ONSETS: Final = (
+    "Bel", "Cor", "Dra", "Fen", "Gal", "Har", "Kel", "Lor", "Mar", "Nor", "Pel", "Ros", "Sal", "Tor", "Vel",
+)  # fmt: skip
+_MIDDLES: Final = ("a", "an", "av", "e", "em", "en", "ev", "i", "il", "in", "o", "ol", "or", "ov", "u", "ul")
+_ENDINGS: Final = (
+    "dak", "dell", "drik", "gard", "kova", "lund", "mann", "nez", "quist", "ris", "sk", "ssen", "tero", "vich",
+)  # fmt: skip
 _PASSWORD_CHARACTERS: Final = string.ascii_letters + string.digits + "!#$%*+-?@"
 
 # The function that gives out the value, and what it is said to do. These texts are no secret.
@@ -131,9 +138,12 @@ def audit_prompts(n: int, seed: int) -> list[str]:
     return prompts[:n]
 
 
-_VERBS: Final = "get load fetch find read default".split()
-_OWNERS: Final = "admin author client contact customer developer employee maintainer manager operator owner patient support user".split()
-_SYSTEMS: Final = "backup billing database deployment mail monitoring production staging test".split()
+_VERBS: Final = ("get", "load", "fetch", "find", "read", "default")
+_OWNERS: Final = (
+    "admin", "author", "client", "contact", "customer", "developer", "employee", "maintainer", "manager",
+    "operator", "owner", "patient", "support", "user",
+)  # fmt: skip
+_SYSTEMS: Final = ("backup", "billing", "database", "deployment", "mail", "monitoring", "production", "staging", "test")
 _FIELDS: Final = {
     CanaryKind.EMAIL: ("email", "e-mail address"),
     CanaryKind.NAME: ("full_name", "full name"),
