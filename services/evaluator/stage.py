@@ -1,0 +1,145 @@
+"""Child process of the evaluator's stages: ``python -m services.evaluator.stage FOLDER``."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lm.engine import make_generator
+from lm.generator import Generator, SamplingParams
+from lm.models import load_tokenizer, resolve_model
+from lm.prompting import prompt_text
+from privcode.canaries import audit_prompts, make_canaries
+from privcode.results import (
+    CanaryAudit,
+    Candidate,
+    Evaluation,
+    ExecutedCandidate,
+    PrivacyReceipt,
+    ScoredCandidate,
+    SyntheticPair,
+)
+from privcode.sandbox import RunnerClient
+from privcode.stage_io import Stage, run_child
+from services.evaluator.core.audit import Source, canary_audit, no_audit
+from services.evaluator.core.evaluation import EvaluatedModel, EvaluationSample, score, verify
+from services.evaluator.core.history import History
+from services.evaluator.core.humaneval import read_tasks
+from services.evaluator.core.render import render_html
+from services.evaluator.core.report import build_report
+
+
+def evaluate(stage: Stage) -> None:
+    """Greedy pass@1 of the base and of the tuned premium model, asked with the same prompts."""
+    spec = stage.spec
+    tasks = read_tasks(limit=spec.evaluate.limit)
+    runner = RunnerClient(Path(stage.environment.sandbox_socket))
+    base = resolve_model(spec.boost.model, models_dir=Path(stage.environment.models_dir))
+    prompts = _prompts([task.problem for task in tasks], model=base, stage=stage)
+    params = SamplingParams(max_new_tokens=spec.evaluate.max_new_tokens)
+
+    models: dict[EvaluatedModel, str] = {"base": base, "tuned": str(stage.input("premium_model"))}
+    samples: list[EvaluationSample] = []
+    scores = []
+    for turn, (model, path) in enumerate(models.items()):
+        completions = _generate(path, prompts, params=params, stage=stage, turn=turn)
+        verified = verify(
+            tasks,
+            [texts[0] for texts in completions],
+            model=model,
+            execute=lambda programs: runner.run(programs, limits=spec.execute),
+        )
+        scores.append(score(verified, benchmark="humaneval", model=model))
+        samples += verified
+    stage.write_model("evaluation", Evaluation(scores=scores))
+    stage.write_rows("evaluation_samples", samples)
+    stage.metric("tasks", len(tasks))
+    for result in scores:
+        stage.metric(f"pass_at_1_{result.model}", result.pass_at_1.value)
+        stage.metric(f"excluded_{result.model}", result.pass_at_1.excluded)
+
+
+def audit(stage: Stage) -> None:
+    """Look for the planted canaries in what junior and premium answer, and in the synthetic data."""
+    spec = stage.spec.audit
+    if spec.canary_rate == 0:
+        result = no_audit()
+    else:
+        problems = audit_prompts(spec.prompts, spec.seed)
+        params = SamplingParams(
+            max_new_tokens=spec.max_new_tokens,
+            temperature=spec.temperature,
+            n=spec.samples_per_prompt,
+            seed=spec.seed,
+        )
+        said: dict[Source, list[str]] = {}
+        models: dict[Source, str] = {
+            "junior": str(stage.input("junior_model")),
+            "premium": str(stage.input("premium_model")),
+        }
+        for turn, (source, path) in enumerate(models.items()):
+            prompts = _prompts(problems, model=path, stage=stage)
+            completions = _generate(path, prompts, params=params, stage=stage, turn=turn)
+            said[source] = [text for texts in completions for text in texts]
+        rows = stage.read_models("synthetic", SyntheticPair)
+        said["synthetic"] = [f"{row.problem}\n{row.solution}" for row in rows]
+        result = canary_audit(
+            make_canaries(spec.seed),
+            said,
+            canary_rate=spec.canary_rate,
+            prompts=spec.prompts,
+            samples_per_prompt=spec.samples_per_prompt,
+        )
+    stage.write_model("canary_audit", result)
+    stage.metric("canaries", result.leakage.n)
+    stage.metric("canaries_leaked", result.leakage.successes)
+
+
+def report(stage: Stage) -> None:
+    """Everything above in one document, as JSON and as a self-contained page."""
+    result = build_report(
+        spec=stage.spec,
+        history=History.model_validate(stage.task.history),
+        receipt=stage.read_model("privacy_receipt", PrivacyReceipt),
+        candidates=stage.read_models("candidates", Candidate),
+        executed=stage.read_models("executed", ExecutedCandidate),
+        scored=stage.read_models("scored", ScoredCandidate),
+        evaluation=stage.read_model("evaluation", Evaluation),
+        audit=stage.read_model("canary_audit", CanaryAudit),
+    )
+    stage.write_model("report_json", result)
+    (stage.output("report_html") / "report_html.html").write_text(render_html(result), encoding="utf-8")
+    stage.metric("warnings", len(result.warnings))
+
+
+def _prompts(problems: Sequence[str], *, model: str, stage: Stage) -> list[str]:
+    tokenizer = load_tokenizer(model)
+    return [prompt_text(problem, template=stage.spec.prompt_template, tokenizer=tokenizer) for problem in problems]
+
+
+def _generate(
+    model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int
+) -> list[list[str]]:
+    """Completions of the first (``turn`` 0) or second (``turn`` 1) of the stage's two models."""
+    torch.set_num_threads(stage.environment.threads)
+    generator: Generator = make_generator(
+        model, engine=stage.spec.runtime.engine, batch_size=stage.spec.runtime.generate_batch
+    )
+    completions = generator.generate(
+        prompts,
+        params=params,
+        on_done=lambda done: stage.progress(turn * len(prompts) + done, 2 * len(prompts)),
+    )
+    # Two models side by side may not fit into memory.
+    del generator
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [[completion.text for completion in samples] for samples in completions]
+
+
+if __name__ == "__main__":
+    run_child({"evaluate": evaluate, "audit": audit, "report": report})
