@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _reconcile_forever(sessions: SessionFactory, celery: Celery, settings: Settings) -> None:
     def once() -> None:
         with transaction(sessions) as session:
-            wakes = reconcile(session, work_dir=settings.work_dir)
+            wakes = reconcile(session, work_dir=settings.work_dir, wake_again_seconds=settings.wake_again_seconds)
         for wake in wakes:
             enqueue(celery, wake)
 

@@ -92,6 +92,7 @@ def _set_stage(session: Session, stage: Stage, state: StageState, **data: object
     if state is StageState.RUNNING:
         stage.started_at = func.now()
     else:
+        stage.woken_at = func.clock_timestamp() if state is StageState.QUEUED else None
         stage.lease_token = None
         stage.lease_until = None
     if state in (StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED):

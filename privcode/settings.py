@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=1.0, gt=0)
     reconcile_seconds: float = Field(default=5.0, gt=0)
+    wake_again_seconds: float = Field(default=60.0, ge=0)
     max_attempts: int = Field(default=3, ge=1)
     max_upload_bytes: int = Field(default=2 * 1024**3, ge=1)
     default_budget_epsilon: float = Field(default=8.0, gt=0)

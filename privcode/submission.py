@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from privcode import datasets, events, ledger
@@ -151,6 +152,7 @@ def submit(
             name=stage.name,
             queue=stage.queue,
             state=StageState.PENDING if position else StageState.QUEUED,
+            woken_at=None if position else func.clock_timestamp(),
         )
         for position, stage in enumerate(RECIPES[spec.recipe])
     ]

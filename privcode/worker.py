@@ -127,9 +127,7 @@ class Worker:
         ended = self._run_child(lease, folder)
         if ended.stopping:
             with transaction(self._sessions) as session:
-                # Whoever takes over finds it by reconcile: this worker's queue may be gone with it.
-                jobs.give_back(session, lease)
-            return None
+                return jobs.give_back(session, lease)
         if ended.cancelled:
             with transaction(self._sessions) as session:
                 jobs.finish_cancel(session, task.job_id, steps_taken=workspace.steps_taken())

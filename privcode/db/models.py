@@ -90,7 +90,7 @@ class Job(Base):
 
 class Stage(Base):
     """``lease_token`` names the attempt that may write; it changes with each lease, so that a worker that lost its
-    lease can't."""
+    lease can't. ``woken_at``: when a message was last sent for it."""
 
     __tablename__ = "stage"
     __table_args__ = (
@@ -107,6 +107,7 @@ class Stage(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     lease_token: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    woken_at: Mapped[datetime | None]
     progress: Mapped[JsonObject | None]
     metrics: Mapped[JsonObject | None]
     error_code: Mapped[str | None]
