@@ -1,0 +1,69 @@
+"""What is asked of ingestion, within which limits, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Language = Literal["python", "javascript", "typescript", "java", "cpp", "rust", "php", "shell", "csharp", "swift"]
+LANGUAGES: Final[tuple[str, ...]] = get_args(Language)
+
+Size = Annotated[int, Field(ge=1)]
+MIB: Final = 1024 * 1024
+
+
+class _Contract(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class IngestRequest(_Contract):
+    """What an upload is. The character limits and ``include_methods`` say which functions of an archive become rows;
+    a JSONL upload says that by itself, and every one of its rows is taken."""
+
+    format: Literal["jsonl", "archive"]
+    kind: Literal["pairs", "prompts"]
+    visibility: Literal["private", "public"]
+    min_solution_chars: Size = 60
+    max_solution_chars: Size = Field(default=4000, validate_default=True)
+    max_problem_chars: Size = 2000
+    include_methods: bool = False
+
+    @field_validator("max_solution_chars")
+    @classmethod
+    def _not_below_the_minimum(cls, value: int, info: ValidationInfo) -> int:
+        least = info.data.get("min_solution_chars", value)
+        if value < least:
+            raise ValueError(f"{value} is below min_solution_chars {least}")
+        return value
+
+
+class IngestLimits(_Contract):
+    """What an upload may cost. An upload that goes beyond is refused, except that a source file above
+    ``max_source_bytes`` is left out and counted (generated code).
+
+    ``max_ratio``: unpacked bytes per uploaded byte, once more than 10 MiB are unpacked. ``memory_bytes`` is address
+    space and ``time_limit_s`` wall-clock seconds, both of the child process.
+    """
+
+    max_line_bytes: Size = MIB
+    max_rows: Size = 5_000_000
+    max_output_bytes: Size = 4096 * MIB
+    max_members: Size = 200_000
+    max_member_bytes: Size = 64 * MIB
+    max_source_bytes: Size = MIB
+    max_unpacked_bytes: Size = 1024 * MIB
+    max_ratio: Size = 100
+    memory_bytes: Size = 2048 * MIB
+    time_limit_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
+
+
+class IngestSummary(_Contract):
+    """``sha256`` is of the canonical output file; ``skipped`` counts by reason what of an archive gave no row (files,
+    or functions); ``languages`` counts rows."""
+
+    rows: int
+    sha256: str
+    duplicates_removed: int
+    skipped: dict[str, int]
+    languages: dict[str, int]
