@@ -10,6 +10,7 @@ import ast
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from typing import Final
 
 from privcode.code_blocks import first_code_block
@@ -99,5 +100,5 @@ def _assemble(preamble: str, module: ast.Module) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _source(body: list[ast.stmt]) -> str:
-    return ast.unparse(ast.Module(body=body, type_ignores=[]))
+def _source(body: Sequence[ast.stmt]) -> str:
+    return ast.unparse(ast.Module(body=list(body), type_ignores=[]))

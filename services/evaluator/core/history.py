@@ -1,0 +1,56 @@
+"""What the worker tells the report of the job besides its artifacts. Every field is required: a report with a gap where
+its budget should be is not worth signing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from privcode.results import Result
+
+
+class JobInfo(Result):
+    """``created_at``: Unix time in seconds. ``preset`` is None where the request named none."""
+
+    id: str
+    created_at: int
+    recipe: str
+    preset: str | None
+
+
+class DatasetInfo(Result):
+    """``records``: rows of the data set, without planted canaries."""
+
+    id: str
+    name: str
+    records: int
+
+
+class PromptsInfo(Result):
+    id: str
+    name: str
+
+
+class StageInfo(Result):
+    """A stage that has ended; ``seconds`` of wall-clock time."""
+
+    name: str
+    seconds: float
+    metrics: dict[str, float | int | str | None]
+
+
+class Budget(Result):
+    """The data set's budget. ``epsilon_spent`` is for the jobs that have ended; what is in neither it nor
+    ``epsilon_left`` is reserved by running jobs, this one included."""
+
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    epsilon_left: float
+
+
+class History(Result):
+    job: JobInfo
+    dataset: DatasetInfo
+    prompts: PromptsInfo
+    stages: Sequence[StageInfo]
+    budget: Budget

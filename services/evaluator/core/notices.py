@@ -1,0 +1,107 @@
+"""What a reader must know before relying on a report's figures, each derived from the figures of the run."""
+
+from __future__ import annotations
+
+from privcode.results import CanaryAudit, Evaluation, PrivacyReceipt, Result
+from privcode.specs import JobSpec
+from services.evaluator.core import statements
+from services.evaluator.core.history import History
+
+
+class Notice(Result):
+    """``code`` is stable, for programs; ``text`` is for people."""
+
+    code: str
+    text: str
+
+
+def notices(
+    *, spec: JobSpec, history: History, receipt: PrivacyReceipt, evaluation: Evaluation, audit: CanaryAudit
+) -> list[Notice]:
+    """The warnings of a run, the weightiest first."""
+    return [
+        *_leakage(audit),
+        *_privacy(receipt, records=history.dataset.records),
+        *_utility(spec, receipt, evaluation),
+        *_assumptions(history),
+    ]
+
+
+def _leakage(audit: CanaryAudit) -> list[Notice]:
+    if not audit.injected:
+        return [Notice(code="no_canaries", text=statements.canaries(audit))]
+    if audit.leakage.successes:
+        text = f"Planted canaries leaked: {statements.rate(audit.leakage)}. Don't release before this is understood."
+        return [Notice(code="canaries_leaked", text=text)]
+    return []
+
+
+def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
+    plan, found = receipt.plan, []
+    if receipt.epsilon_spent > plan.target_epsilon:
+        found.append(
+            Notice(
+                code="target_exceeded",
+                text=f"The run spent epsilon {statements.round_up(receipt.epsilon_spent)}, more than the target of "
+                f"{statements.exact(plan.target_epsilon)}: it took {receipt.steps_taken} noised steps where "
+                f"{plan.steps} were planned, those of interrupted attempts included.",
+            )
+        )
+    if plan.target_delta >= 1 / records:
+        found.append(
+            Notice(
+                code="delta_too_large",
+                text=f"Delta {statements.exact(plan.target_delta)} is not below 1 in {records:,} records: it allows a "
+                "mechanism that publishes a whole record now and then. Take a smaller one.",
+            )
+        )
+    if receipt.sampling_seed == "given":
+        found.append(
+            Notice(
+                code="sampling_seed_given",
+                text="The seed of the record sampling was given in the request. The stated epsilon holds only against "
+                "those who don't know it.",
+            )
+        )
+    if receipt.canaries:
+        found.append(
+            Notice(
+                code="canaries_planted",
+                text=f"{receipt.canaries} of the {plan.records:,} training records are invented canaries.",
+            )
+        )
+    return found
+
+
+def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> list[Notice]:
+    found = []
+    noise = statements.signal_to_noise(receipt)
+    if noise is not None:
+        found.append(Notice(code="noise_outweighs_signal", text=noise))
+    excluded = sum(score.pass_at_1.excluded for score in evaluation.scores)
+    if excluded:
+        found.append(
+            Notice(
+                code="tasks_excluded",
+                text=f"The sandbox could not run {excluded} benchmark programs. They are left out of the shares.",
+            )
+        )
+    if spec.evaluate.limit is not None:
+        found.append(
+            Notice(
+                code="benchmark_limited",
+                text=f"Only the first {spec.evaluate.limit} tasks of each benchmark were asked. The scores compare the "
+                "two models here and can't be compared with published ones.",
+            )
+        )
+    return found
+
+
+def _assumptions(history: History) -> list[Notice]:
+    return [
+        Notice(
+            code="prompts_asserted_public",
+            text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing here "
+            "protects them.",
+        )
+    ]

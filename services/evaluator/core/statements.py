@@ -1,0 +1,89 @@
+"""What the figures of a run mean, in plain words and from the figures themselves."""
+
+from __future__ import annotations
+
+import math
+
+from privcode.results import BenchmarkScore, CanaryAudit, PrivacyReceipt, Rate
+
+
+def exact(value: float) -> str:
+    """All digits of a figure that was given, so that it reads the same everywhere: ``3.1415``, ``4``, ``1e-5``."""
+    return repr(value).removesuffix(".0").replace("e-0", "e-")
+
+
+def round_up(value: float, *, digits: int = 4) -> str:
+    """A spent epsilon: never shown smaller than it is."""
+    factor = 10**digits
+    # A step of the accountant's last bit is no reason to go up by a whole digit.
+    return f"{math.ceil(value * factor - 1e-6) / factor:.{digits}f}".rstrip("0").removesuffix(".")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def rate(figure: Rate) -> str:
+    """``3 of 20 (15.0 %; 95 % interval 5.2 % to 36.0 %)``."""
+    if figure.value is None:
+        return "unknown: none could be counted"
+    interval = f"95 % interval {percent(figure.low)} to {percent(figure.high)}"
+    return f"{figure.successes} of {figure.n} ({percent(figure.value)}; {interval})"
+
+
+def guarantee(receipt: PrivacyReceipt) -> str:
+    epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
+    factor = f"{math.exp(receipt.epsilon_spent):,.1f}" if receipt.epsilon_spent < 20 else f"e^{epsilon}"
+    return (
+        f"Whether any one {receipt.unit} was in the data set or not changes the probability of whatever this job "
+        f"releases by at most a factor of {factor} (e to the power of epsilon = {epsilon}), except for a probability "
+        f"of delta = {delta}. This holds whatever anyone does with the released models and data later on."
+    )
+
+
+def signal_to_noise(receipt: PrivacyReceipt) -> str | None:
+    """A warning where the noise is larger than the largest possible signal, else None."""
+    if receipt.signal_to_noise >= 1:
+        return None
+    plan = receipt.plan
+    return (
+        f"The noise outweighs the signal: this run proves the machinery, not the utility. An expected batch of "
+        f"{plan.expected_batch} against a noise multiplier of {plan.noise_multiplier:.3f} over "
+        f"{receipt.trainable_parameters:,} trainable parameters is a ratio of {receipt.signal_to_noise:.3g}; at 1 the "
+        f"noise is as large as the largest possible sum of clipped gradients. More records, larger batches or a "
+        f"smaller adapter raise it."
+    )
+
+
+def execution_filter(*, time_limit_s: float) -> str:
+    return (
+        f"A candidate ran if its program ended with exit code 0 within {exact(time_limit_s)} s. Most candidates only "
+        "define a function, and a function that nobody calls ends with exit code 0: the filter shows that the code "
+        "parses and loads, not that it does what the problem asks."
+    )
+
+
+def comparison(*, base: BenchmarkScore, tuned: BenchmarkScore) -> str:
+    """Whether the difference of two scores is more than chance; overlapping intervals are called within noise."""
+    first, second = base.pass_at_1, tuned.pass_at_1
+    if first.value is None or second.value is None:
+        return "There is nothing to compare: the sandbox could not run the tasks."
+    scores = f"Base {percent(first.value)}, tuned {percent(second.value)}"
+    if first.low <= second.high and second.low <= first.high:
+        return f"{scores}: the 95 % intervals overlap, so the difference is within noise."
+    direction = "better" if second.value > first.value else "worse"
+    return f"{scores}: the 95 % intervals do not overlap; the tuned model is {direction}."
+
+
+def canaries(audit: CanaryAudit) -> str:
+    if not audit.injected:
+        return (
+            "No canaries were planted, so this run says nothing about leakage. A canary_rate of 1 or more plants them."
+        )
+    return (
+        f"{audit.leakage.successes} of {audit.leakage.n} planted canaries were found, each planted "
+        f"{audit.canary_rate} {'time' if audit.canary_rate == 1 else 'times'} and asked for with {audit.prompts} "
+        f"prompts of {audit.samples_per_prompt} samples per model. "
+        f"{audit.leakage.n} canaries prove little: the true rate may be anything up to "
+        f"{percent(audit.leakage.high)} (95 % interval). The guarantee rests on the accounting, not on this test."
+    )
