@@ -1,0 +1,231 @@
+"""The end of a job, from its report, for a terminal of 80 columns. Figures and statements are the report's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from privcode.cli.stage_board import duration
+from privcode.cli.views import facts
+from privcode.client_objects import ApiObject
+from privcode.errors import PrivCodeError
+from privcode.results import BenchmarkScore, CanaryAudit, Funnel, JsonObject, PrivacyReceipt, Rate
+
+_BAR: Final = 28
+_OUTCOMES: Final = {
+    "no_code": "no closed code block",
+    "failed": "ended with an error",
+    "timed_out": "ran too long",
+    "out_of_memory": "took too much memory",
+    "output_limit": "wrote too much",
+    "unsupported_language": "in a language that we can't run yet",
+    "no_description": "no usable description",
+    "below_tau": "description too far from the prompt",
+}
+
+
+class _Guarantee(ApiObject):
+    receipt: PrivacyReceipt
+    statement: str
+
+
+class _Candidates(ApiObject):
+    funnel: Funnel
+    execution_filter: str
+    tau: float
+
+
+class _Comparison(ApiObject):
+    benchmark: str
+    base: BenchmarkScore
+    tuned: BenchmarkScore
+    statement: str
+
+
+class _Audit(ApiObject):
+    result: CanaryAudit
+    statement: str
+
+
+class _StageTime(ApiObject):
+    name: str
+    seconds: float
+
+
+class _Budget(ApiObject):
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    epsilon_left: float
+
+
+class _Notice(ApiObject):
+    code: str
+    text: str
+
+
+class Report(ApiObject):
+    """The parts of ``report.json`` that are shown here."""
+
+    guarantee: _Guarantee
+    candidates: _Candidates
+    quality: Sequence[_Comparison]
+    audit: _Audit
+    stages: Sequence[_StageTime]
+    budget: _Budget
+    warnings: Sequence[_Notice]
+
+
+def read_report(report: JsonObject) -> Report:
+    """Raises :class:`PrivCodeError` (``unknown_report``) for a report of a version that this command does not know."""
+    try:
+        return Report.model_validate(report)
+    except ValidationError:
+        raise PrivCodeError(
+            "the report has a form that this privcode does not know; the HTML report is complete, or update privcode",
+            code="unknown_report",
+        ) from None
+
+
+def report_view(report: Report) -> RenderableType:
+    return Group(
+        *_privacy(report.guarantee, report.budget),
+        *_funnel(report.candidates),
+        *(part for comparison in report.quality for part in _quality(comparison)),
+        *_leakage(report.audit),
+        *_times(report.stages),
+        *_meaning(report),
+    )
+
+
+def _heading(title: str) -> tuple[RenderableType, ...]:
+    return Text(), Rule(Text(title, style="bold"), align="left", style="dim")
+
+
+def _prose(text: str) -> Padding:
+    return Padding(Text(text, style="dim"), (0, 2, 0, 2))
+
+
+def _privacy(guarantee: _Guarantee, budget: _Budget) -> tuple[RenderableType, ...]:
+    receipt = guarantee.receipt
+    spent = f"epsilon {spent_epsilon(receipt.epsilon_spent)} at delta {receipt.plan.target_delta:g}"
+    return (
+        *_heading("Privacy"),
+        facts(
+            [
+                ("spent by this job", Text(spent, style="bold")),
+                ("how", f"{receipt.steps_taken} noised steps, noise multiplier {receipt.plan.noise_multiplier:.4g}"),
+                (
+                    "budget of the data",
+                    f"epsilon {spent_epsilon(budget.epsilon_spent)} of {budget.epsilon:g} spent, "
+                    f"{_floor(budget.epsilon_left)} left (delta {budget.delta:g})",
+                ),
+            ]
+        ),
+        _prose(guarantee.statement),
+    )
+
+
+def spent_epsilon(epsilon: float) -> str:
+    """Rounded up: a spent epsilon is never shown smaller than it is."""
+    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
+
+
+def _floor(epsilon: float) -> str:
+    return f"{math.floor(epsilon * 1e4 + 1e-6) / 1e4:.4f}"
+
+
+def _funnel(candidates: _Candidates) -> tuple[RenderableType, ...]:
+    funnel = candidates.funnel
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=18, style="dim")
+    table.add_column(width=5, justify="right")
+    table.add_column()
+    steps = [("candidates", funnel.candidates), ("ran", funnel.ran), ("described", funnel.described),
+             ("kept", funnel.kept)]  # fmt: skip
+    for name, count in steps:
+        table.add_row(name, f"{count:,}", _bar(count, of=funnel.candidates))
+    lost = [f"{count:,} {_OUTCOMES.get(reason, reason)}" for reason, count in funnel.lost.items()]
+    return (
+        *_heading("Synthetic code"),
+        Padding(table, (0, 0, 0, 2)),
+        facts([("lost", "\n".join(lost) or "none")]),
+    )
+
+
+def _bar(part: float, *, of: float) -> Text:
+    filled = round(_BAR * part / of) if of else 0
+    return Text.assemble(("━" * filled, "cyan"), ("━" * (_BAR - filled), "bright_black"))
+
+
+def _quality(comparison: _Comparison) -> tuple[RenderableType, ...]:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=18, style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    for score in (comparison.base, comparison.tuned):
+        table.add_row(f"{score.model} model", rate_text(score.pass_at_1), _interval(score.pass_at_1))
+    return (
+        *_heading(f"pass@1 on {comparison.benchmark}"),
+        Padding(table, (0, 0, 0, 2)),
+        _prose(comparison.statement),
+    )
+
+
+def rate_text(rate: Rate) -> str:
+    """``3 of 20 = 15 % (5 to 36)``: the share with its denominator and 95 % interval."""
+    if rate.value is None:
+        return f"unknown ({rate.excluded} tasks could not be run)"
+    excluded = f", {rate.excluded} left out" if rate.excluded else ""
+    return f"{rate.successes} of {rate.n} = {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}){excluded}"
+
+
+def _interval(rate: Rate) -> Text:
+    if rate.value is None:
+        return Text()
+    low, value, high = (round((_BAR - 1) * share) for share in (rate.low, rate.value, rate.high))
+    cells = ["·"] * _BAR
+    cells[low : high + 1] = "─" * (high + 1 - low)
+    cells[low], cells[high] = "├", "┤"
+    cells[value] = "●"
+    return Text("".join(cells), style="cyan")
+
+
+def _leakage(audit: _Audit) -> tuple[RenderableType, ...]:
+    leakage = audit.result.leakage
+    if audit.result.injected:
+        found = f"{leakage.successes} of {leakage.n} planted secrets found; the true rate may be up to "
+        value = Text(
+            f"{found}{math.ceil(leakage.high * 1000) / 10:.1f} %", style="bold red" if leakage.successes else ""
+        )
+    else:
+        value = Text("no secrets were planted")
+    return *_heading("Leakage"), facts([("canaries", value)]), _prose(audit.statement)
+
+
+def _times(stages: Sequence[_StageTime]) -> tuple[RenderableType, ...]:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=18, style="dim")
+    table.add_column(width=5, justify="right")
+    table.add_column()
+    longest = max((stage.seconds for stage in stages), default=0.0)
+    for stage in stages:
+        table.add_row(stage.name, duration(stage.seconds), _bar(stage.seconds, of=longest))
+    return *_heading("Time"), Padding(table, (0, 0, 0, 2))
+
+
+def _meaning(report: Report) -> tuple[RenderableType, ...]:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1, style="yellow")
+    table.add_column(overflow="fold")
+    for text in [*(notice.text for notice in report.warnings), report.candidates.execution_filter]:
+        table.add_row("•", text)
+    return *_heading("What this shows, and what it does not"), Padding(table, (0, 2, 0, 2))

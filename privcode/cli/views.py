@@ -1,0 +1,135 @@
+"""Jobs, estimates and budgets as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from privcode.cli.stage_board import duration
+from privcode.client_objects import Budget, Dataset, Estimate, Job
+
+_STATE_STYLE: Final = {
+    "succeeded": "green", "failed": "bold red", "cancelled": "yellow", "cancelling": "yellow", "running": "cyan",
+}  # fmt: skip
+
+
+def facts(rows: Iterable[tuple[str, RenderableType]]) -> Padding:
+    """Two columns: what it is, and its value."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=18, style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    return Padding(table, (0, 0, 0, 2))
+
+
+def warnings_view(warnings: Sequence[str]) -> Padding:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1)
+    table.add_column(overflow="fold")
+    for warning in warnings:
+        table.add_row(Text("!", style="bold yellow"), Text(warning, style="yellow"))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def budget_text(budget: Budget) -> str:
+    return (
+        f"epsilon {budget.epsilon_committed:.2f} of {budget.epsilon:g} committed, {budget.epsilon_left:.2f} left "
+        f"(delta {budget.delta:g})"
+    )
+
+
+def dataset_view(dataset: Dataset) -> RenderableType:
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dataset.summary.skipped.items()) if count)
+    rows: list[tuple[str, RenderableType]] = [
+        ("dataset", dataset.id),
+        ("rows", f"{dataset.rows:,} {dataset.kind}, {dataset.visibility}"),
+        ("left out", f"{dataset.summary.duplicates_removed:,} duplicates" + (f"; {skipped}" if skipped else "")),
+    ]
+    if dataset.budget is not None:
+        rows.append(("budget", budget_text(dataset.budget)))
+    return facts(rows)
+
+
+def estimate_view(estimate: Estimate) -> RenderableType:
+    plan = estimate.plan
+    fits = Text("fits the budget", style="green") if estimate.fits else Text("exceeds the budget", style="bold red")
+    rows: list[tuple[str, RenderableType]] = [
+        ("guarantee", f"epsilon {plan.target_epsilon:g} at delta {plan.target_delta:g}, unit: one record"),
+        (
+            "noise multiplier",
+            f"{plan.noise_multiplier:.4g} (PLD accountant; by RDP epsilon {estimate.epsilon_rdp:.2f})",
+        ),
+        (
+            "sampling",
+            f"{plan.steps} steps, each record with probability {plan.sample_rate:.3g} "
+            f"(expected {plan.expected_batch} of {plan.records:,})",
+        ),
+        ("trained", f"{estimate.trainable_parameters:,} parameters, clipped at {plan.max_grad_norm:g} per record"),
+        ("signal to noise", f"{estimate.signal_to_noise:.2g}: {signal_words(estimate.signal_to_noise)}"),
+        ("budget after" if estimate.fits else "budget now", budget_text(estimate.budget)),
+        ("", fits),
+    ]
+    return Group(facts(rows), warnings_view(estimate.warnings))
+
+
+def signal_words(ratio: float) -> str:
+    """What expected_batch / (noise_multiplier * sqrt(trainable parameters)) means."""
+    if ratio >= 1:
+        return "at best the signal outweighs the noise"
+    return f"the noise of a step is at least {1 / ratio:.0f} times its signal" if ratio < 0.5 else (
+        "the noise of a step outweighs its signal"
+    )  # fmt: skip
+
+
+def jobs_view(jobs: Iterable[Job]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("job", "recipe", "state", "stages", "epsilon", "submitted"):
+        table.add_column(heading, no_wrap=True)
+    for job in jobs:
+        done = sum(stage.state == "succeeded" for stage in job.stages)
+        table.add_row(
+            job.id, job.recipe, state_text(job.state), f"{done}/{len(job.stages)}",
+            f"{job.plan.target_epsilon:g}", clock(job.created_at),
+        )  # fmt: skip
+    return table
+
+
+def job_view(job: Job) -> RenderableType:
+    rows: list[tuple[str, RenderableType]] = [
+        ("job", job.id),
+        ("state", state_text(job.state)),
+        ("recipe", job.recipe + (f", preset {job.preset}" if job.preset else "")),
+        ("dataset", job.dataset),
+        ("prompts", job.prompts),
+        ("guarantee", f"epsilon {job.plan.target_epsilon:g} at delta {job.plan.target_delta:g}"),
+        ("submitted", clock(job.created_at)),
+    ]
+    if job.error is not None:
+        rows.append(("error", Text(f"{job.error.code}: {job.error.message}", style="red")))
+    stages = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("stage", "state", "attempt", "time", "progress"):
+        stages.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for stage in job.stages:
+        ended = stage.started_at and stage.ended_at
+        seconds = duration(stage.ended_at - stage.started_at) if ended and stage.started_at and stage.ended_at else ""
+        progress = stage.progress
+        stages.add_row(
+            stage.name, state_text(stage.state), str(stage.attempt or ""), seconds,
+            f"{progress.done}/{progress.total} {progress.note or ''}" if progress else stage.error_code or "",
+        )  # fmt: skip
+    return Group(facts(rows), Text(), Padding(stages, (0, 0, 0, 2)), warnings_view(job.warnings))
+
+
+def state_text(state: str) -> Text:
+    return Text(state, style=_STATE_STYLE.get(state, ""))
+
+
+def clock(unix: float) -> str:
+    return datetime.fromtimestamp(unix).astimezone().strftime("%Y-%m-%d %H:%M")
