@@ -9,7 +9,8 @@ from typing import Final
 # Taken before anything slow, in case the parent ends during start-up.
 PARENT: Final = os.getppid()
 
-_KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"})
+# LC_CTYPE: Python sets it itself where no locale is given (PEP 538).
+_KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"})
 
 
 def scrub_environment() -> None:
