@@ -29,7 +29,7 @@ _TEST_PATH: Final = re.compile(r"(^|/)(tests?|testing|idle_test)/|(^|/)(test_[^/
 
 @dataclass(frozen=True, kw_only=True)
 class MinedPair:
-    """``fingerprint``: digest of the syntax tree, so without docstring, comments and layout; near-exact copies share it."""
+    """``fingerprint``: digest of the syntax tree, without docstring, comments and layout; copies share it."""
 
     position: int
     problem: str
