@@ -90,8 +90,8 @@ def up(home: Home = None, port: Annotated[int, typer.Option(min=1, max=65535)] =
 
     home = (home or default_home()).absolute()
     console = make_console()
-    _require_free(port)
     with lock_home(home):
+        _require_free(port)
         first = not (home / "credentials.json").exists()
         try:
             with running_stack(home, port=port, report=lambda what: console.print(f"  {what}", style="dim")) as stack:

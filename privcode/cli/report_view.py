@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from privcode.cli.stage_board import duration
-from privcode.cli.views import facts
+from privcode.cli.views import facts, left, number, spent
 from privcode.client_objects import ApiObject
 from privcode.errors import PrivCodeError
 from privcode.results import BenchmarkScore, CanaryAudit, Funnel, JsonObject, PrivacyReceipt, Rate
@@ -116,31 +116,22 @@ def _prose(text: str) -> Padding:
 
 def _privacy(guarantee: _Guarantee, budget: _Budget) -> tuple[RenderableType, ...]:
     receipt = guarantee.receipt
-    spent = f"epsilon {spent_epsilon(receipt.epsilon_spent)} at delta {receipt.plan.target_delta:g}"
+    cost = f"epsilon {spent(receipt.epsilon_spent)} at delta {number(receipt.plan.target_delta)}"
     return (
         *_heading("Privacy"),
         facts(
             [
-                ("spent by this job", Text(spent, style="bold")),
+                ("spent by this job", Text(cost, style="bold")),
                 ("how", f"{receipt.steps_taken} noised steps, noise multiplier {receipt.plan.noise_multiplier:.4g}"),
                 (
                     "budget of the data",
-                    f"epsilon {spent_epsilon(budget.epsilon_spent)} of {budget.epsilon:g} spent, "
-                    f"{_floor(budget.epsilon_left)} left (delta {budget.delta:g})",
+                    f"epsilon {spent(budget.epsilon_spent)} of {number(budget.epsilon)} spent, "
+                    f"{left(budget.epsilon_left)} left (delta {number(budget.delta)})",
                 ),
             ]
         ),
         _prose(guarantee.statement),
     )
-
-
-def spent_epsilon(epsilon: float) -> str:
-    """Rounded up: a spent epsilon is never shown smaller than it is."""
-    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
-
-
-def _floor(epsilon: float) -> str:
-    return f"{math.floor(epsilon * 1e4 + 1e-6) / 1e4:.4f}"
 
 
 def _funnel(candidates: _Candidates) -> tuple[RenderableType, ...]:
@@ -202,7 +193,7 @@ def _interval(rate: Rate) -> Text:
 def _leakage(audit: _Audit) -> tuple[RenderableType, ...]:
     leakage = audit.result.leakage
     if audit.result.injected:
-        found = f"{leakage.successes} of {leakage.n} planted secrets found; the true rate may be up to "
+        found = f"{leakage.successes} of {leakage.n} planted secrets found; upper limit "
         value = Text(
             f"{found}{math.ceil(leakage.high * 1000) / 10:.1f} %", style="bold red" if leakage.successes else ""
         )

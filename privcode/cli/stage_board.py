@@ -18,7 +18,7 @@ from privcode.client import Client
 from privcode.client_objects import Event, Job
 
 _PURPOSE: Final = {
-    "sanitize": "junior learns from private code, DP",
+    "sanitize": "junior learns private code under DP",
     "merge_junior": "adapter folded into the junior",
     "synthesize": "junior answers public prompts",
     "execute": "answers run in the sandbox",
@@ -86,7 +86,7 @@ class StageBoard:
         table.add_column(width=14)
         table.add_column(width=7, justify="right", no_wrap=True)
         table.add_column(width=5, justify="right", no_wrap=True)
-        table.add_column(width=34, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=35, no_wrap=True, overflow="ellipsis")
         for row in self._rows.values():
             table.add_row(*self._cells(row), style=_STYLE.get(row.state, ""))
         return table
@@ -100,6 +100,7 @@ class StageBoard:
             completed=max(row.total, 1) if finished else row.done,
             width=14,
             complete_style="cyan",
+            pulse_style="cyan",
             finished_style="green" if finished else "cyan",
         )
         seconds = row.seconds(self._clock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -38,15 +39,32 @@ def warnings_view(warnings: Sequence[str]) -> Padding:
     return Padding(table, (0, 0, 0, 2))
 
 
+def number(value: float) -> str:
+    """A figure that was given, as short as it can be: ``4``, ``3.1415``, ``1e-5``."""
+    return f"{value:.10g}".replace("e-0", "e-")
+
+
+def spent(epsilon: float) -> str:
+    """Rounded up: what is spent is never shown smaller than it is. Noise of the last bits is not rounded up."""
+    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
+
+
+def left(epsilon: float) -> str:
+    """Rounded down: what is left is never shown larger than it is."""
+    return f"{math.floor(epsilon * 1e4 + 1e-6) / 1e4:.4f}"
+
+
 def budget_text(budget: Budget) -> str:
     return (
-        f"epsilon {budget.epsilon_committed:.2f} of {budget.epsilon:g} committed, {budget.epsilon_left:.2f} left "
-        f"(delta {budget.delta:g})"
+        f"epsilon {spent(budget.epsilon_committed)} of {number(budget.epsilon)} committed, {left(budget.epsilon_left)} "
+        f"left (delta {number(budget.delta)})"
     )
 
 
 def dataset_view(dataset: Dataset) -> RenderableType:
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dataset.summary.skipped.items()) if count)
+    skipped = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(dataset.summary.skipped.items()) if count
+    )
     rows: list[tuple[str, RenderableType]] = [
         ("dataset", dataset.id),
         ("rows", f"{dataset.rows:,} {dataset.kind}, {dataset.visibility}"),
@@ -61,7 +79,7 @@ def estimate_view(estimate: Estimate) -> RenderableType:
     plan = estimate.plan
     fits = Text("fits the budget", style="green") if estimate.fits else Text("exceeds the budget", style="bold red")
     rows: list[tuple[str, RenderableType]] = [
-        ("guarantee", f"epsilon {plan.target_epsilon:g} at delta {plan.target_delta:g}, unit: one record"),
+        ("guarantee", f"epsilon {number(plan.target_epsilon)} at delta {number(plan.target_delta)}, unit: one record"),
         (
             "noise multiplier",
             f"{plan.noise_multiplier:.4g} (PLD accountant; by RDP epsilon {estimate.epsilon_rdp:.2f})",
@@ -71,7 +89,10 @@ def estimate_view(estimate: Estimate) -> RenderableType:
             f"{plan.steps} steps, each record with probability {plan.sample_rate:.3g} "
             f"(expected {plan.expected_batch} of {plan.records:,})",
         ),
-        ("trained", f"{estimate.trainable_parameters:,} parameters, clipped at {plan.max_grad_norm:g} per record"),
+        (
+            "trained",
+            f"{estimate.trainable_parameters:,} parameters, clipped at {number(plan.max_grad_norm)} per record",
+        ),
         ("signal to noise", f"{estimate.signal_to_noise:.2g}: {signal_words(estimate.signal_to_noise)}"),
         ("budget after" if estimate.fits else "budget now", budget_text(estimate.budget)),
         ("", fits),
@@ -89,14 +110,14 @@ def signal_words(ratio: float) -> str:
 
 
 def jobs_view(jobs: Iterable[Job]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for heading in ("job", "recipe", "state", "stages", "epsilon", "submitted"):
         table.add_column(heading, no_wrap=True)
     for job in jobs:
         done = sum(stage.state == "succeeded" for stage in job.stages)
         table.add_row(
             job.id, job.recipe, state_text(job.state), f"{done}/{len(job.stages)}",
-            f"{job.plan.target_epsilon:g}", clock(job.created_at),
+            f"{number(job.plan.target_epsilon)}", clock(job.created_at),
         )  # fmt: skip
     return table
 
@@ -108,7 +129,7 @@ def job_view(job: Job) -> RenderableType:
         ("recipe", job.recipe + (f", preset {job.preset}" if job.preset else "")),
         ("dataset", job.dataset),
         ("prompts", job.prompts),
-        ("guarantee", f"epsilon {job.plan.target_epsilon:g} at delta {job.plan.target_delta:g}"),
+        ("guarantee", f"epsilon {number(job.plan.target_epsilon)} at delta {number(job.plan.target_delta)}"),
         ("submitted", clock(job.created_at)),
     ]
     if job.error is not None:
@@ -132,4 +153,4 @@ def state_text(state: str) -> Text:
 
 
 def clock(unix: float) -> str:
-    return datetime.fromtimestamp(unix).astimezone().strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(unix).astimezone().strftime("%m-%d %H:%M")
