@@ -39,7 +39,7 @@ class LedgerState(StrEnum):
 
 State = JobState | StageState | LedgerState
 
-# A table for each kind of state: members of two string enumerations with one value are equal, and share a dictionary key.
+# A table for each kind: members of two string enumerations with one value are equal, and would share a dictionary key.
 TRANSITIONS: Final[dict[type[State], dict[State, frozenset[State]]]] = {
     JobState: {
         JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
