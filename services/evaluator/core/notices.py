@@ -23,7 +23,7 @@ def notices(
         *_leakage(audit),
         *_privacy(receipt, records=history.dataset.records),
         *_utility(spec, receipt, evaluation),
-        *_assumptions(history),
+        *_assumptions(history, receipt),
     ]
 
 
@@ -63,13 +63,6 @@ def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
                 "those who don't know it.",
             )
         )
-    if receipt.canaries:
-        found.append(
-            Notice(
-                code="canaries_planted",
-                text=f"{receipt.canaries} of the {plan.records:,} training records are invented canaries.",
-            )
-        )
     return found
 
 
@@ -97,11 +90,19 @@ def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> 
     return found
 
 
-def _assumptions(history: History) -> list[Notice]:
-    return [
+def _assumptions(history: History, receipt: PrivacyReceipt) -> list[Notice]:
+    found = [
         Notice(
             code="prompts_asserted_public",
             text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing here "
             "protects them.",
         )
     ]
+    if receipt.canaries:
+        found.append(
+            Notice(
+                code="canaries_planted",
+                text=f"{receipt.canaries} of the {receipt.plan.records:,} training records are invented canaries.",
+            )
+        )
+    return found

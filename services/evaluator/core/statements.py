@@ -82,8 +82,8 @@ def canaries(audit: CanaryAudit) -> str:
         )
     return (
         f"{audit.leakage.successes} of {audit.leakage.n} planted canaries were found, each planted "
-        f"{audit.canary_rate} {'time' if audit.canary_rate == 1 else 'times'} and asked for with {audit.prompts} "
+        f"{'once' if audit.canary_rate == 1 else f'{audit.canary_rate} times'} and asked for with {audit.prompts} "
         f"prompts of {audit.samples_per_prompt} samples per model. "
-        f"{audit.leakage.n} canaries prove little: the true rate may be anything up to "
+        f"So few canaries prove little: the true rate may be anything up to "
         f"{percent(audit.leakage.high)} (95 % interval). The guarantee rests on the accounting, not on this test."
     )
