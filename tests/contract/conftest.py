@@ -1,0 +1,44 @@
+"""The sandbox runner, shared by the tests of one session."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sandbox_runner import Run, Runner, running_runner
+
+from privcode.sandbox import Execution, ExecutionResult, RunnerClient
+from privcode.specs import ExecutionLimits
+
+
+@pytest.fixture(scope="session")
+def socket_folder() -> Iterator[Path]:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap (bwrap) is not installed: NOTHING OF THE SANDBOX IS TESTED; `make test` installs it")
+    # Short: a Unix socket's path may have 107 characters, and pytest's own folders have long names.
+    with tempfile.TemporaryDirectory(prefix="privcode-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def runner(socket_folder: Path) -> Iterator[Runner]:
+    with running_runner(socket_folder) as started:
+        yield started
+
+
+@pytest.fixture
+def run(runner: Runner) -> Run:
+    """Execute one program; keywords are limits, and ``stdin``."""
+
+    def execute(code: str, *, stdin: str = "", language: str = "python", **limits: float) -> ExecutionResult:
+        execution = Execution(id="one", language=language, code=textwrap.dedent(code), stdin=stdin)
+        asked = ExecutionLimits.model_validate(limits)
+        (result,) = RunnerClient(runner.socket).run([execution], limits=asked)
+        assert result.id == "one"
+        return result
+
+    return execute

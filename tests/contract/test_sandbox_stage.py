@@ -1,0 +1,104 @@
+"""Stage 4 as the worker starts it: a child process with a folder, against the real runner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sandbox_runner import Runner
+
+from privcode.presets import resolve
+from privcode.recipes import Label
+from privcode.results import Candidate, ExecutedCandidate, PrivacyPlan
+from privcode.stage_io import StageEnvironment, StageInput, StageTask
+
+PLAN = PrivacyPlan(
+    target_epsilon=4.0, target_delta=1e-5, records=64, expected_batch=16, sample_rate=0.25, steps=4,
+    noise_multiplier=1.0, max_grad_norm=1.0,
+)  # fmt: skip
+
+COMPLETIONS = {
+    "timed_out": "```python\nwhile True: pass\n```",
+    "passed": "Sure:\n```python\ndef double(x):\n    return 2 * x\nprint(double(2))\n```\nDone.",
+    "failed": "```python\nassert False, 'marked-private-text'\n```",
+    "no_code": "I can't do that.",
+    "unsupported_language": "```rust\nfn main() {}\n```",
+    "out_of_memory": "```python\nx = bytearray(10**10)\n```",
+    "output_limit": "```py\nwhile True: print('x' * 1000)\n```",
+}
+
+
+def run_stage(folder: Path, completions: dict[str, str], *, socket: Path) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit status, progress messages, private log."""
+    candidates = folder / "candidates"
+    candidates.mkdir()
+    rows = [
+        Candidate(id=f"c-{name}", prompt_index=index, problem=f"problem {index}", completion=text, finish_reason="stop")
+        for index, (name, text) in enumerate(completions.items())
+    ]
+    (candidates / "candidates.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    task = StageTask(
+        job_id="job-1",
+        stage="execute",
+        attempt=1,
+        spec=resolve({"preset": "demo", "dataset": "ds-1", "prompts": "ds-2", "execute": {"time_limit_s": 1.0}}),
+        plan=PLAN,
+        inputs={"candidates": StageInput(path=str(candidates), label=Label.DP)},
+        keep_dir=str(folder),
+        environment=StageEnvironment(models_dir=str(folder), sandbox_socket=str(socket), threads=1),
+        history={},
+    )
+    (folder / "stage.json").write_text(task.model_dump_json())
+    child = subprocess.run(
+        [sys.executable, "-m", "services.sandbox.stage", str(folder)], capture_output=True, text=True, timeout=60
+    )
+    return child.returncode, [json.loads(line)["progress"] for line in child.stdout.splitlines()], child.stderr
+
+
+def test_each_candidate_keeps_its_place_and_gets_its_outcome(runner: Runner, tmp_path: Path) -> None:
+    status, progress, log = run_stage(tmp_path, COMPLETIONS, socket=runner.socket)
+    assert status == 0, log
+    rows = (tmp_path / "outputs" / "executed" / "executed.jsonl").read_text().splitlines()
+    executed = [ExecutedCandidate.model_validate_json(row) for row in rows]
+    assert [(candidate.id, candidate.outcome) for candidate in executed] == [
+        (f"c-{name}", name) for name in COMPLETIONS
+    ]
+    by_outcome = {str(candidate.outcome): candidate for candidate in executed}
+    assert by_outcome["passed"].code == "def double(x):\n    return 2 * x\nprint(double(2))\n"
+    assert by_outcome["passed"].problem == "problem 1"
+    assert by_outcome["no_code"].code == by_outcome["no_code"].language == ""
+    assert by_outcome["unsupported_language"].language == "rust"
+    assert {name for name, candidate in by_outcome.items() if candidate.duration_s is None} == {
+        "no_code",
+        "unsupported_language",
+    }
+    assert (progress[0]["done"], progress[-1]["done"], progress[-1]["total"]) == (1, 7, 7)
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert metrics == {"candidates": 7, **dict.fromkeys(COMPLETIONS, 1)}
+
+
+def test_more_candidates_than_one_batch(runner: Runner, tmp_path: Path) -> None:
+    completions = {f"n{number}": "```python\npass\n```" if number > 60 else "```go\n1\n```" for number in range(70)}
+    status, progress, log = run_stage(tmp_path, completions, socket=runner.socket)
+    assert status == 0, log
+    assert [step["done"] for step in progress] == list(range(71))
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert (metrics["candidates"], metrics["passed"], metrics["unsupported_language"]) == (70, 9, 61)
+
+
+def test_nothing_to_execute_needs_no_runner(tmp_path: Path) -> None:
+    status, _, log = run_stage(tmp_path, {"none": "no code"}, socket=tmp_path / "no.sock")
+    assert status == 0, log
+
+
+@pytest.mark.parametrize("completion", ["```python\npass\n```"])
+def test_without_a_runner_the_stage_fails_and_no_candidate_does(tmp_path: Path, completion: str) -> None:
+    status, _, _ = run_stage(tmp_path, {"one": completion}, socket=tmp_path / "no.sock")
+    assert status == 1
+    assert json.loads((tmp_path / "error.json").read_text())["code"] == "sandbox_unavailable"
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "result.json").exists()
