@@ -1,0 +1,17 @@
+"""What several tiers share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model (``tests/tiny.py``); about ten seconds, once a session. Read-only."""
+    from tests.tiny import build_tiny_llama
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    build_tiny_llama(folder)
+    return folder
