@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,34 +20,13 @@ RIGHT = "def truncate_number(number):\n    return number % 1.0\n"
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[RunnerClient]:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed; `make sandbox` installs it")
-    with tempfile.TemporaryDirectory() as folder:  # a Unix socket's path has at most 107 bytes
-        path = Path(folder) / "runner.sock"
-        runner = subprocess.Popen([sys.executable, "-m", "services.sandbox.runner", "--socket", str(path)])
-        try:
-            _wait_for(path, runner)
-            yield RunnerClient(path)
-        finally:
-            runner.terminate()
-            runner.wait()
+def client(runner_socket: Path) -> RunnerClient:
+    return RunnerClient(runner_socket)
 
 
 @pytest.fixture(scope="module")
 def execute(client: RunnerClient) -> Execute:
     return lambda programs: client.run(programs, limits=ExecutionLimits(time_limit_s=10))
-
-
-def _wait_for(path: Path, runner: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert runner.poll() is None, "the runner ended"
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(os.fsencode(path)) == 0:
-                return
-        time.sleep(0.02)
-    raise AssertionError("the runner did not start")
 
 
 def _outcome(code: str, execute: Execute, *, task: Task = TASK) -> Outcome:
