@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,5 +162,6 @@ def run_child(functions: Mapping[str, StageFunction]) -> None:
             f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where"
         )
         _write_atomically(folder / "error.json", {"code": "stage_crashed", "message": crash.message})
-        raise
+        traceback.print_exc()
+        sys.exit(2)
     stage.finish()
