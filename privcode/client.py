@@ -3,9 +3,9 @@
     with Client("http://127.0.0.1:8321", api_key) as client:
         private = client.upload_dataset(Path("code.tar.gz"), name="billing", visibility="private", format="archive")
         prompts = client.upload_dataset(Path("prompts.jsonl"), name="prompts", visibility="public", kind="prompts")
-        job = client.submit({"preset": "paper", "dataset": private.id, "prompts": prompts.id})
-        for event in client.follow(job.id):
-            print(event.type, event.data)
+        job = client.submit({"preset": "paper", "dataset": private["id"], "prompts": prompts["id"]})
+        for event in client.follow(job["id"]):
+            print(event["type"], event["data"])
 
 Every request may be repeated without harm (GET, or POST with an ``Idempotency-Key``), so a lost connection or a
 service that is not available for a moment is tried again, for ``patience_s`` seconds.
@@ -13,37 +13,30 @@ service that is not available for a moment is tried again, for ``patience_s`` se
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from privcode.client_objects import (
-    Artifact,
-    BudgetHistory,
-    Dataset,
-    Estimate,
-    Event,
-    Job,
-    Listing,
-)
+from privcode.client_objects import Artifact, BudgetHistory, Dataset, Estimate, Event, Job, Listing
 from privcode.errors import PrivCodeError
 from privcode.results import JsonObject
 from privcode.sse import parse_events
+from privcode.states import JobState
 
-Answer = TypeVar("Answer", bound=BaseModel)
 Value = TypeVar("Value")
 
 # An upload is answered when all of it has been read and checked.
 _TIMEOUT: Final = httpx.Timeout(600, connect=5, pool=5)
 # The server writes a comment every 15 s; a stream that is silent for longer is dead.
 _STREAM_TIMEOUT: Final = httpx.Timeout(45, connect=5, pool=5)
+_LAST_EVENTS: Final = frozenset(f"job.{state}" for state in JobState if state.ended)
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
@@ -124,63 +117,73 @@ class Client:
         def send() -> Dataset:
             with path.open("rb") as file:
                 response = self._http.post("/v1/datasets", params=query, content=file, headers=headers)
-            return _read(response, Dataset)
+            return cast(Dataset, _read(response, "dataset"))
 
         return self._persist(send)
 
     def dataset(self, dataset_id: str) -> Dataset:
-        return self._get(_path("datasets", dataset_id), Dataset)
+        return cast(Dataset, self._get(_path("datasets", dataset_id), "dataset"))
 
     def budget(self, dataset_id: str) -> BudgetHistory:
         """What may be spent on a private dataset, what is, and by which jobs."""
-        return self._get(_path("datasets", dataset_id, "budget"), BudgetHistory)
+        return cast(BudgetHistory, self._get(_path("datasets", dataset_id, "budget"), "budget"))
 
     def estimate(self, request: Mapping[str, Any]) -> Estimate:
         """What a job would spend; nothing is stored or reserved."""
-        return self._post("/v1/jobs/estimate", Estimate, body=request)
+        return cast(Estimate, self._post("/v1/jobs/estimate", "estimate", body=request))
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job once, whatever happens on the way: privacy would else be spent twice."""
-        return self._post("/v1/jobs", Job, body=request, key=idempotency_key or _new_key())
+        return cast(Job, self._post("/v1/jobs", "job", body=request, key=idempotency_key or _new_key()))
 
     def job(self, job_id: str) -> Job:
-        return self._get(_path("jobs", job_id), Job)
+        return cast(Job, self._get(_path("jobs", job_id), "job"))
 
-    def jobs(self) -> Iterator[Job]:
-        """All jobs, newest first, page by page as they are asked for."""
-        return self._all("/v1/jobs", Listing[Job], lambda job: job.id)
+    def jobs(self, *, limit: int | None = None) -> list[Job]:
+        """All jobs, or the ``limit`` newest; newest first."""
+        return cast(list[Job], self._all("/v1/jobs", limit=limit))
 
     def cancel(self, job_id: str) -> Job:
-        return self._post(_path("jobs", job_id, "cancel"), Job)
+        return cast(Job, self._post(_path("jobs", job_id, "cancel"), "job"))
 
-    def artifacts(self, job_id: str) -> Iterator[Artifact]:
-        return self._all(_path("jobs", job_id, "artifacts"), Listing[Artifact], lambda artifact: artifact.id)
+    def artifacts(self, job_id: str) -> list[Artifact]:
+        """What the job's stages wrote, each with its privacy label."""
+        return cast(list[Artifact], self._all(_path("jobs", job_id, "artifacts")))
 
     def download(self, artifact_id: str, path: Path) -> None:
         """Write an artifact's content to ``path``: its one file, or a tar of its files. All of it or nothing."""
-        self._save(_path("artifacts", artifact_id, "content"), path, accept="*/*")
+        partial = path.with_name(f".{path.name}.part")
+
+        def receive() -> None:
+            with self._http.stream("GET", _path("artifacts", artifact_id, "content")) as response:
+                _checked(response)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes():
+                        file.write(chunk)
+
+        try:
+            self._persist(receive)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def report_json(self, job_id: str) -> JsonObject:
-        report: JsonObject = self._persist(
-            lambda: _checked(
-                self._http.get(_path("jobs", job_id, "report"), headers={"Accept": "application/json"})
-            ).json()
-        )
-        return report
+        return cast(JsonObject, json.loads(self._report(job_id, "application/json")))
 
-    def report_html(self, job_id: str, path: Path) -> None:
-        """Write the self-contained HTML report to ``path``."""
-        self._save(_path("jobs", job_id, "report"), path, accept="text/html")
+    def report_html(self, job_id: str) -> str:
+        """The report as a page that needs nothing else."""
+        return self._report(job_id, "text/html").decode()
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The events so far that come after number ``after``."""
         more = True
         while more:
-            page = self._get(_path("jobs", job_id, "events"), Listing[Event], after=after, limit=1000)
-            for event in page.data:
-                after = event.sequence
+            answer = self._get(_path("jobs", job_id, "events"), "list", after=after, limit=1000)
+            page = cast(Listing[Event], answer)
+            for event in page["data"]:
+                after = event["sequence"]
                 yield event
-            more = page.has_more
+            more = page["has_more"]
 
     def follow(self, job_id: str, *, after: int = 0, patience_s: float = 60.0) -> Iterator[Event]:
         """Events after number ``after`` as they happen, each once and in order, until the job has ended.
@@ -192,17 +195,17 @@ class Client:
         while True:
             try:
                 for event in self._stream(job_id, after):
-                    if event.sequence > after:
-                        after = event.sequence
+                    if event["sequence"] > after:
+                        after = event["sequence"]
                         retry = _Retry(patience_s)
                         yield event
-                        if event.ends_job:
+                        if event["type"] in _LAST_EVENTS:
                             return
                 # The stream ended in order but the job's end was not in it: it ended before ``after``, or the server
                 # stops. The state is read before the events, so that none can be missed.
-                ended = self.job(job_id).state.ended
+                ended = JobState(self.job(job_id)["state"]).ended
                 for event in self.events(job_id, after=after):
-                    after = event.sequence
+                    after = event["sequence"]
                     yield event
                 if ended:
                     return
@@ -216,50 +219,35 @@ class Client:
 
     def _stream(self, job_id: str, after: int) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        with self._http.stream(
-            "GET", _path("jobs", job_id, "events"), headers=headers, timeout=_STREAM_TIMEOUT
-        ) as response:  # fmt: skip
-            if response.is_error:
-                response.read()
+        url = _path("jobs", job_id, "events")
+        with self._http.stream("GET", url, headers=headers, timeout=_STREAM_TIMEOUT) as response:
             _checked(response)
             for sent in parse_events(response.iter_bytes()):
-                yield _parse(sent.data, Event, response.url)
+                yield cast(Event, _parse(sent.data, "event", response.url))
 
-    def _get(self, path: str, answer: type[Answer], **query: str | int) -> Answer:
-        return self._persist(lambda: _read(self._http.get(path, params=query), answer))
+    def _get(self, path: str, kind: str, **query: str | int) -> JsonObject:
+        return self._persist(lambda: _read(self._http.get(path, params=query), kind))
 
     def _post(
-        self, path: str, answer: type[Answer], *, body: Mapping[str, Any] | None = None, key: str | None = None
-    ) -> Answer:
+        self, path: str, kind: str, *, body: Mapping[str, Any] | None = None, key: str | None = None
+    ) -> JsonObject:
         headers = {"Idempotency-Key": key} if key else {}
-        return self._persist(lambda: _read(self._http.post(path, json=body, headers=headers), answer))
+        return self._persist(lambda: _read(self._http.post(path, json=body, headers=headers), kind))
 
-    def _all(self, path: str, page: type[Listing[Value]], cursor: Callable[[Value], str]) -> Iterator[Value]:
+    def _all(self, path: str, *, limit: int | None = None) -> list[JsonObject]:
+        found: list[JsonObject] = []
         query: dict[str, str | int] = {}
-        while True:
-            listing = self._get(path, page, **query)
-            yield from listing.data
-            if not listing.has_more:
-                return
-            query["after"] = cursor(listing.data[-1])
+        while limit is None or len(found) < limit:
+            page = self._get(path, "list", **query)
+            found.extend(page["data"])
+            if not page["has_more"]:
+                break
+            query["after"] = found[-1]["id"]
+        return found[:limit]
 
-    def _save(self, url: str, path: Path, *, accept: str) -> None:
-        partial = path.with_name(f".{path.name}.part")
-
-        def receive() -> None:
-            with self._http.stream("GET", url, headers={"Accept": accept}) as response:
-                if response.is_error:
-                    response.read()
-                _checked(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes():
-                        file.write(chunk)
-
-        try:
-            self._persist(receive)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    def _report(self, job_id: str, accept: str) -> bytes:
+        url = _path("jobs", job_id, "report")
+        return self._persist(lambda: _checked(self._http.get(url, headers={"Accept": accept})).content)
 
     def _persist(self, request: Callable[[], Value]) -> Value:
         """Make a request that may be repeated, again while the service can't be reached."""
@@ -298,15 +286,19 @@ def _new_key() -> str:
     return secrets.token_hex(16)
 
 
-def _read(response: httpx.Response, answer: type[Answer]) -> Answer:
-    return _parse(_checked(response).content, answer, response.url)
+def _read(response: httpx.Response, kind: str) -> JsonObject:
+    return _parse(_checked(response).content, kind, response.url)
 
 
-def _parse(content: bytes | str, answer: type[Answer], url: httpx.URL) -> Answer:
+def _parse(content: bytes | str, kind: str, url: httpx.URL) -> JsonObject:
+    """The JSON object, if it says that it is of this ``kind``; raises :class:`Unreachable` (``unexpected_answer``)."""
     try:
-        return answer.model_validate_json(content)
-    except ValidationError:
-        raise Unreachable(f"{url} answers, but not as PrivCode does", code="unexpected_answer") from None
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or answer.get("object") != kind:
+        raise Unreachable(f"{url} answers, but not as PrivCode does", code="unexpected_answer")
+    return answer
 
 
 def _path(*parts: str) -> str:
@@ -317,6 +309,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
     """Raises :class:`ApiError` unless the status is 2xx."""
     if response.is_success:
         return response
+    response.read()
     problem: Any = None
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         problem = response.json()

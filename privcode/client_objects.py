@@ -1,32 +1,22 @@
-"""What the HTTP API answers, as the client sees it. Unknown fields are ignored: a newer server may send more."""
+"""What the HTTP API answers: JSON objects, typed. Times are unix seconds. A newer server may send more fields."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
-from privcode.results import JsonObject, PrivacyPlan
-from privcode.states import JobState, StageState
+from privcode.results import JsonObject
 
 Item = TypeVar("Item")
 
-TERMINAL_EVENTS = frozenset(f"job.{state}" for state in JobState if state.ended)
 
-
-class ApiObject(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Listing(ApiObject, Generic[Item]):
+class Listing(TypedDict, Generic[Item]):
     """One page; ``has_more`` tells that there are objects after the last of ``data``."""
 
-    data: Sequence[Item]
+    data: list[Item]
     has_more: bool
 
 
-class Budget(ApiObject):
+class Budget(TypedDict):
     """Privacy budget of a dataset, at ``delta``. ``epsilon_committed``: spent, and reserved by running jobs."""
 
     epsilon: float
@@ -36,7 +26,7 @@ class Budget(ApiObject):
     epsilon_left: float
 
 
-class LedgerEntry(ApiObject):
+class LedgerEntry(TypedDict):
     job: str
     sample_rate: float
     noise_multiplier: float
@@ -49,19 +39,21 @@ class BudgetHistory(Budget):
     """The budget and each mechanism that was reserved on it."""
 
     dataset: str
-    entries: Sequence[LedgerEntry]
+    entries: list[LedgerEntry]
 
 
-class DatasetSummary(ApiObject):
-    """What the upload's reading found."""
+class DatasetSummary(TypedDict):
+    """What the upload's reading found: counts by reason and by language."""
 
     rows: int
     duplicates_removed: int
-    skipped: Mapping[str, int]
-    languages: Mapping[str, int]
+    skipped: dict[str, int]
+    languages: dict[str, int]
 
 
-class Dataset(ApiObject):
+class Dataset(TypedDict):
+    """``budget`` is None for a public dataset."""
+
     id: str
     name: str
     visibility: str
@@ -73,28 +65,41 @@ class Dataset(ApiObject):
     created_at: float
 
 
-class Estimate(ApiObject):
+class Plan(TypedDict):
+    """:class:`privcode.results.PrivacyPlan`."""
+
+    target_epsilon: float
+    target_delta: float
+    records: int
+    expected_batch: int
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    max_grad_norm: float
+
+
+class Estimate(TypedDict):
     """What a job would spend. ``budget`` is what it would be after the job, or as it is where ``fits`` is False."""
 
-    plan: PrivacyPlan
+    plan: Plan
     epsilon_rdp: float
     trainable_parameters: int
     signal_to_noise: float
     fits: bool
     budget: Budget
-    warnings: Sequence[str]
+    warnings: list[str]
 
 
-class Progress(ApiObject):
+class Progress(TypedDict):
     done: int
     total: int
-    note: str | None = None
+    note: str | None
 
 
-class Stage(ApiObject):
+class Stage(TypedDict):
     name: str
     queue: str
-    state: StageState
+    state: str
     attempt: int
     progress: Progress | None
     metrics: JsonObject | None
@@ -103,31 +108,29 @@ class Stage(ApiObject):
     ended_at: float | None
 
 
-class JobError(ApiObject):
+class JobError(TypedDict):
     code: str
     message: str
 
 
-class Job(ApiObject):
-    """Times are unix seconds."""
-
+class Job(TypedDict):
     id: str
     recipe: str
     preset: str | None
-    state: JobState
+    state: str
     dataset: str
     prompts: str
     spec: JsonObject
-    plan: PrivacyPlan
-    warnings: Sequence[str]
+    plan: Plan
+    warnings: list[str]
     error: JobError | None
-    stages: Sequence[Stage]
+    stages: list[Stage]
     created_at: float
     started_at: float | None
     ended_at: float | None
 
 
-class Event(ApiObject):
+class Event(TypedDict):
     """``sequence`` numbers a job's events from 1 without a gap."""
 
     sequence: int
@@ -135,12 +138,8 @@ class Event(ApiObject):
     data: JsonObject
     created_at: float
 
-    @property
-    def ends_job(self) -> bool:
-        return self.type in TERMINAL_EVENTS
 
-
-class Artifact(ApiObject):
+class Artifact(TypedDict):
     """``label``: private, dp or public."""
 
     id: str
@@ -148,5 +147,5 @@ class Artifact(ApiObject):
     label: str
     sha256: str
     bytes: int
-    files: Sequence[str]
+    files: list[str]
     created_at: float

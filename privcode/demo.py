@@ -86,18 +86,20 @@ def _run_job(home: Path, stack: EmbeddedStack, *, console: Console) -> bool:
             Padding("A demo of minutes can't average the noise away; watch the machinery, not the scores.", (0, 2))
         )
         job = client.submit(request)
-        _heading(console, f"4  The job, {job.id}")
+        _heading(console, f"4  The job, {job['id']}")
         follow(client, job, console=console)
-        job = client.job(job.id)
-        if job.state is not JobState.SUCCEEDED:
-            error = f"{job.error.code}: {job.error.message}" if job.error else f"the job was {job.state}"
+        job = client.job(job["id"])
+        if job["state"] != JobState.SUCCEEDED:
+            error = (
+                f"{job['error']['code']}: {job['error']['message']}" if job["error"] else f"the job was {job['state']}"
+            )
             console.print(Text(f"  {error}", style="bold red"))
             console.print(f"  logs: {home / 'logs'}", soft_wrap=True)
             console.print(f"  stages' own logs: {home / 'volume' / 'work'}", soft_wrap=True)
             return False
-        report = client.report_json(job.id)
+        report = client.report_json(job["id"])
         (home / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        client.report_html(job.id, home / "report.html")
+        (home / "report.html").write_text(client.report_html(job["id"]), encoding="utf-8")
         console.print(report_view(read_report(report)))
         _heading(console, "Where to look on")
         console.print(f"  report   {home / 'report.html'}", soft_wrap=True, style="bold")
@@ -133,7 +135,7 @@ def _upload(client: Client, *, console: Console) -> dict[str, str]:
     console.print(dataset_view(private))
     console.print("  The rest gives the public prompts:")
     console.print(dataset_view(public))
-    return {"preset": "demo", "dataset": private.id, "prompts": public.id}
+    return {"preset": "demo", "dataset": private["id"], "prompts": public["id"]}
 
 
 def _heading(console: Console, title: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import signal
@@ -84,7 +83,7 @@ def show_error(error: PrivCodeError) -> None:
 
 
 @app.command()
-def up(home: Home = None, port: Annotated[int, typer.Option(min=1, max=65535)] = 8321) -> None:
+def up(home: Home = None, port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8321) -> None:
     """Run the whole service on this machine until Ctrl-C."""
     from privcode.cli.stack import running_stack
 
@@ -189,8 +188,8 @@ def submit(file: RequestFile, follow: Follow = False, home: Home = None) -> None
     console = make_console()
     with connect(home, os.environ) as client:
         job = client.submit(_read_request(file))
-        console.print(job.id)
-        for warning in job.warnings:
+        console.print(job["id"])
+        for warning in job["warnings"]:
             make_console(stderr=True).print(Text(f"! {warning}", style="yellow"))
         if follow:
             _follow(client, job, console)
@@ -213,14 +212,14 @@ def _follow(client: Client, job: Job, console: Console) -> None:
     try:
         follow(client, job, console=console)
     except KeyboardInterrupt:
-        console.print(f"\n{job.id} goes on without you; `privcode show {job.id} --follow` comes back to it")
+        console.print(f"\n{job['id']} goes on without you; `privcode show {job['id']} --follow` comes back to it")
         raise typer.Exit(INTERRUPTED) from None
-    ended = client.job(job.id)
-    if ended.error is not None:
-        show_error(PrivCodeError(ended.error.message, code=ended.error.code))
+    ended = client.job(job["id"])
+    if ended["error"] is not None:
+        show_error(PrivCodeError(ended["error"]["message"], code=ended["error"]["code"]))
     else:
-        console.print(f"{ended.id} {ended.state}")
-    if ended.state is not JobState.SUCCEEDED:
+        console.print(f"{ended['id']} {ended['state']}")
+    if ended["state"] != JobState.SUCCEEDED:
         raise typer.Exit(1)
 
 
@@ -228,7 +227,7 @@ def _follow(client: Client, job: Job, console: Console) -> None:
 def jobs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20, home: Home = None) -> None:
     """List jobs, newest first."""
     with connect(home, os.environ) as client:
-        found = list(itertools.islice(client.jobs(), limit))
+        found = client.jobs(limit=limit)
     make_console().print(jobs_view(found) if found else "no jobs yet")
 
 
@@ -248,7 +247,7 @@ def show(job: JobId, follow: Follow = False, home: Home = None) -> None:
 def cancel(job: JobId, home: Home = None) -> None:
     """Stop a job. What it has not spent goes back to the budget."""
     with connect(home, os.environ) as client:
-        make_console().print(f"{job} {client.cancel(job).state}")
+        make_console().print(f"{job} {client.cancel(job)['state']}")
 
 
 @app.command()
@@ -261,7 +260,7 @@ def report(
     console = make_console()
     with connect(home, os.environ) as client:
         if html is not None:
-            client.report_html(job, html)
+            html.write_text(client.report_html(job), encoding="utf-8")
         found = read_report(client.report_json(job))
     console.print(report_view(found))
     if html is not None:

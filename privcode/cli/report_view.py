@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
@@ -15,7 +15,6 @@ from rich.text import Text
 
 from privcode.cli.stage_board import duration
 from privcode.cli.views import facts, left, number, spent
-from privcode.client_objects import ApiObject
 from privcode.errors import PrivCodeError
 from privcode.results import BenchmarkScore, CanaryAudit, Funnel, JsonObject, PrivacyReceipt, Rate
 
@@ -32,47 +31,51 @@ _OUTCOMES: Final = {
 }
 
 
-class _Guarantee(ApiObject):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Guarantee(_Part):
     receipt: PrivacyReceipt
     statement: str
 
 
-class _Candidates(ApiObject):
+class _Candidates(_Part):
     funnel: Funnel
     execution_filter: str
     tau: float
 
 
-class _Comparison(ApiObject):
+class _Comparison(_Part):
     benchmark: str
     base: BenchmarkScore
     tuned: BenchmarkScore
     statement: str
 
 
-class _Audit(ApiObject):
+class _Audit(_Part):
     result: CanaryAudit
     statement: str
 
 
-class _StageTime(ApiObject):
+class _StageTime(_Part):
     name: str
     seconds: float
 
 
-class _Budget(ApiObject):
+class _Budget(_Part):
     epsilon: float
     delta: float
     epsilon_spent: float
     epsilon_left: float
 
 
-class _Notice(ApiObject):
+class _Notice(_Part):
     code: str
     text: str
 
 
-class Report(ApiObject):
+class Report(_Part):
     """The parts of ``report.json`` that are shown here."""
 
     guarantee: _Guarantee

@@ -63,21 +63,21 @@ class StageBoard:
         self._spinner = Spinner("dots", style="cyan")
 
     def update(self, event: Event) -> None:
-        kind, _, what = event.type.partition(".")
-        row = self._rows.get(str(event.data.get("stage", "")))
+        kind, _, what = event["type"].partition(".")
+        row = self._rows.get(str(event["data"].get("stage", "")))
         if kind != "stage" or row is None:
             return
         if what == "progress":
-            row.done, row.total = int(event.data.get("done", 0)), int(event.data.get("total", 0))
-            row.note = str(event.data.get("note") or "")
+            row.done, row.total = int(event["data"].get("done", 0)), int(event["data"].get("total", 0))
+            row.note = str(event["data"].get("note") or "")
             return
         row.state = what
         if what == "running":
-            row.started_at, row.ended_at, row.done, row.total, row.note = event.created_at, None, 0, 0, ""
+            row.started_at, row.ended_at, row.done, row.total, row.note = event["created_at"], None, 0, 0, ""
         elif what != "queued":
-            row.ended_at = event.created_at
+            row.ended_at = event["created_at"]
         if what == "failed":
-            row.note = str(event.data.get("code", ""))
+            row.note = str(event["data"].get("code", ""))
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -115,8 +115,8 @@ class StageBoard:
 
     def line(self, event: Event) -> str | None:
         """The event as one plain line; None where it is not worth one."""
-        kind, _, what = event.type.partition(".")
-        if kind != "stage" or (name := str(event.data.get("stage", ""))) not in self._rows:
+        kind, _, what = event["type"].partition(".")
+        if kind != "stage" or (name := str(event["data"].get("stage", ""))) not in self._rows:
             return None
         place = f"[{list(self._rows).index(name) + 1:>2}/{len(self._rows)}] {name:<13}"
         row = self._rows[name]
@@ -146,18 +146,18 @@ def duration(seconds: float) -> str:
 
 def follow(client: Client, job: Job, *, console: Console) -> None:
     """Show a job's stages until it has ended. ``KeyboardInterrupt`` leaves the job alone."""
-    board = StageBoard([stage.name for stage in job.stages])
+    board = StageBoard([stage["name"] for stage in job["stages"]])
     if console.is_terminal:
         with Live(board, console=console, refresh_per_second=8):
-            for event in client.follow(job.id):
+            for event in client.follow(job["id"]):
                 board.update(event)
         return
     last_progress = 0.0
-    for event in client.follow(job.id):
+    for event in client.follow(job["id"]):
         board.update(event)
-        if event.type == "stage.progress":
-            if event.created_at - last_progress < _PLAIN_SECONDS:
+        if event["type"] == "stage.progress":
+            if event["created_at"] - last_progress < _PLAIN_SECONDS:
                 continue
-            last_progress = event.created_at
+            last_progress = event["created_at"]
         if (line := board.line(event)) is not None:
             console.out(line, highlight=False)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from privcode.cli.stage_board import duration
-from privcode.client_objects import Budget, Dataset, Estimate, Job
+from privcode.client_objects import Budget, Dataset, Estimate, Job, Plan, Stage
 
 _STATE_STYLE: Final = {
     "succeeded": "green", "failed": "bold red", "cancelled": "yellow", "cancelling": "yellow", "running": "cyan",
@@ -55,58 +55,65 @@ def left(epsilon: float) -> str:
 
 
 def budget_text(budget: Budget) -> str:
+    committed, remaining = spent(budget["epsilon_committed"]), left(budget["epsilon_left"])
     return (
-        f"epsilon {spent(budget.epsilon_committed)} of {number(budget.epsilon)} committed, {left(budget.epsilon_left)} "
-        f"left (delta {number(budget.delta)})"
+        f"epsilon {committed} of {number(budget['epsilon'])} committed, {remaining} left "
+        f"(delta {number(budget['delta'])})"
     )
+
+
+def guarantee_text(plan: Plan) -> str:
+    return f"epsilon {number(plan['target_epsilon'])} at delta {number(plan['target_delta'])}"
 
 
 def dataset_view(dataset: Dataset) -> RenderableType:
     skipped = ", ".join(
-        f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(dataset.summary.skipped.items()) if count
+        f"{count:,} {reason.replace('_', ' ')}"
+        for reason, count in sorted(dataset["summary"]["skipped"].items())
+        if count
     )
     rows: list[tuple[str, RenderableType]] = [
-        ("dataset", dataset.id),
-        ("rows", f"{dataset.rows:,} {dataset.kind}, {dataset.visibility}"),
-        ("left out", f"{dataset.summary.duplicates_removed:,} duplicates" + (f"; {skipped}" if skipped else "")),
+        ("dataset", dataset["id"]),
+        ("rows", f"{dataset['rows']:,} {dataset['kind']}, {dataset['visibility']}"),
+        ("left out", f"{dataset['summary']['duplicates_removed']:,} duplicates" + (f"; {skipped}" if skipped else "")),
     ]
-    if dataset.budget is not None:
-        rows.append(("budget", budget_text(dataset.budget)))
+    if dataset["budget"] is not None:
+        rows.append(("budget", budget_text(dataset["budget"])))
     return facts(rows)
 
 
 def estimate_view(estimate: Estimate) -> RenderableType:
-    plan = estimate.plan
-    fits = Text("fits the budget", style="green") if estimate.fits else Text("exceeds the budget", style="bold red")
+    plan = estimate["plan"]
+    fits = Text("fits the budget", style="green") if estimate["fits"] else Text("exceeds the budget", style="bold red")
     rows: list[tuple[str, RenderableType]] = [
-        ("guarantee", f"epsilon {number(plan.target_epsilon)} at delta {number(plan.target_delta)}, unit: one record"),
+        ("guarantee", f"{guarantee_text(plan)}, unit: one record"),
         (
             "noise multiplier",
-            f"{plan.noise_multiplier:.4g} (PLD accountant; by RDP epsilon {estimate.epsilon_rdp:.2f})",
+            f"{plan['noise_multiplier']:.4g} (PLD accountant; by RDP epsilon {estimate['epsilon_rdp']:.2f})",
         ),
         (
             "sampling",
-            f"{plan.steps} steps, each record with probability {plan.sample_rate:.3g} "
-            f"(expected {plan.expected_batch} of {plan.records:,})",
+            f"{plan['steps']} steps, each record with probability {plan['sample_rate']:.3g} "
+            f"(expected {plan['expected_batch']} of {plan['records']:,})",
         ),
         (
             "trained",
-            f"{estimate.trainable_parameters:,} parameters, clipped at {number(plan.max_grad_norm)} per record",
+            f"{estimate['trainable_parameters']:,} parameters, clipped at {number(plan['max_grad_norm'])} per record",
         ),
-        ("signal to noise", f"{estimate.signal_to_noise:.2g}: {signal_words(estimate.signal_to_noise)}"),
-        ("budget after" if estimate.fits else "budget now", budget_text(estimate.budget)),
+        ("signal to noise", f"{estimate['signal_to_noise']:.2g}: {signal_words(estimate['signal_to_noise'])}"),
+        ("budget after" if estimate["fits"] else "budget now", budget_text(estimate["budget"])),
         ("", fits),
     ]
-    return Group(facts(rows), warnings_view(estimate.warnings))
+    return Group(facts(rows), warnings_view(estimate["warnings"]))
 
 
 def signal_words(ratio: float) -> str:
     """What expected_batch / (noise_multiplier * sqrt(trainable parameters)) means."""
     if ratio >= 1:
         return "at best the signal outweighs the noise"
-    return f"the noise of a step is at least {1 / ratio:.0f} times its signal" if ratio < 0.5 else (
-        "the noise of a step outweighs its signal"
-    )  # fmt: skip
+    if ratio > 0.5:
+        return "the noise of a step outweighs its signal"
+    return f"the noise of a step is at least {1 / ratio:.0f} times its signal"
 
 
 def jobs_view(jobs: Iterable[Job]) -> Table:
@@ -114,38 +121,44 @@ def jobs_view(jobs: Iterable[Job]) -> Table:
     for heading in ("job", "recipe", "state", "stages", "epsilon", "submitted"):
         table.add_column(heading, no_wrap=True)
     for job in jobs:
-        done = sum(stage.state == "succeeded" for stage in job.stages)
+        done = sum(stage["state"] == "succeeded" for stage in job["stages"])
         table.add_row(
-            job.id, job.recipe, state_text(job.state), f"{done}/{len(job.stages)}",
-            f"{number(job.plan.target_epsilon)}", clock(job.created_at),
+            job['id'], job['recipe'], state_text(job['state']), f"{done}/{len(job['stages'])}",
+            f"{number(job['plan']['target_epsilon'])}", clock(job['created_at']),
         )  # fmt: skip
     return table
 
 
 def job_view(job: Job) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [
-        ("job", job.id),
-        ("state", state_text(job.state)),
-        ("recipe", job.recipe + (f", preset {job.preset}" if job.preset else "")),
-        ("dataset", job.dataset),
-        ("prompts", job.prompts),
-        ("guarantee", f"epsilon {number(job.plan.target_epsilon)} at delta {number(job.plan.target_delta)}"),
-        ("submitted", clock(job.created_at)),
+        ("job", job["id"]),
+        ("state", state_text(job["state"])),
+        ("recipe", job["recipe"] + (f", preset {job['preset']}" if job["preset"] else "")),
+        ("dataset", job["dataset"]),
+        ("prompts", job["prompts"]),
+        ("guarantee", guarantee_text(job["plan"])),
+        ("submitted", clock(job["created_at"])),
     ]
-    if job.error is not None:
-        rows.append(("error", Text(f"{job.error.code}: {job.error.message}", style="red")))
+    if job["error"] is not None:
+        rows.append(("error", Text(f"{job['error']['code']}: {job['error']['message']}", style="red")))
     stages = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("stage", "state", "attempt", "time", "progress"):
         stages.add_column(heading, no_wrap=True, overflow="ellipsis")
-    for stage in job.stages:
-        ended = stage.started_at and stage.ended_at
-        seconds = duration(stage.ended_at - stage.started_at) if ended and stage.started_at and stage.ended_at else ""
-        progress = stage.progress
-        stages.add_row(
-            stage.name, state_text(stage.state), str(stage.attempt or ""), seconds,
-            f"{progress.done}/{progress.total} {progress.note or ''}" if progress else stage.error_code or "",
-        )  # fmt: skip
-    return Group(facts(rows), Text(), Padding(stages, (0, 0, 0, 2)), warnings_view(job.warnings))
+    for stage in job["stages"]:
+        stages.add_row(*_stage_cells(stage))
+    return Group(facts(rows), Text(), Padding(stages, (0, 0, 0, 2)), warnings_view(job["warnings"]))
+
+
+def _stage_cells(stage: Stage) -> tuple[RenderableType, ...]:
+    started, ended, progress = stage["started_at"], stage["ended_at"], stage["progress"]
+    reached = f"{progress['done']}/{progress['total']} {progress['note'] or ''}" if progress else ""
+    return (
+        stage["name"],
+        state_text(stage["state"]),
+        str(stage["attempt"] or ""),
+        duration(ended - started) if started and ended else "",
+        reached or stage["error_code"] or "",
+    )
 
 
 def state_text(state: str) -> Text:
