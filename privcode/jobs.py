@@ -71,7 +71,7 @@ def listing(session: Session, *, tenant_id: str, after: str | None, limit: int) 
 
 def lock(session: Session, job_id: str) -> Job:
     """The job's row, locked: every change of a job or of one of its stages holds this lock."""
-    query = select(Job).where(Job.id == job_id).with_for_update()
+    query = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
@@ -111,7 +111,7 @@ def lease_stage(session: Session, stage_id: str, *, lease_seconds: float) -> Lea
         Stage.state == StageState.QUEUED,
         (Stage.state == StageState.RUNNING) & (Stage.lease_until < func.clock_timestamp()),
     )
-    query = select(Stage).where(Stage.id == stage_id, free).with_for_update()
+    query = select(Stage).where(Stage.id == stage_id, free).with_for_update(key_share=True)
     stage = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
     if stage is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
         return None

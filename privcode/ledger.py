@@ -67,7 +67,7 @@ def budget(session: Session, *, dataset: Dataset) -> Budget:
 
 
 def _lock(session: Session, dataset_id: str) -> Dataset:
-    query = select(Dataset).where(Dataset.id == dataset_id).with_for_update()
+    query = select(Dataset).where(Dataset.id == dataset_id).with_for_update(key_share=True)
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 

@@ -33,7 +33,7 @@ def reconcile(session: Session, *, work_dir: Path, wake_again_seconds: float) ->
     free = (Stage.state == StageState.QUEUED) | ((Stage.state == StageState.RUNNING) & (Stage.lease_until < now))
     long_ago = Stage.woken_at.is_(None) | (Stage.woken_at <= now - timedelta(seconds=wake_again_seconds))
     alive = Stage.job.has(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
-    query = select(Stage).where(free, long_ago, alive).with_for_update(skip_locked=True)
+    query = select(Stage).where(free, long_ago, alive).with_for_update(skip_locked=True, key_share=True)
     wakes = []
     for stage in session.scalars(query):
         stage.woken_at = now

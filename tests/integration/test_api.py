@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -117,7 +118,12 @@ BAD_UPLOADS = {
     "symlink": (_archive((_linked(tarfile.SYMTYPE), b"")), {"format": "archive"}, "archive_link"),
     "hard link": (_archive((_linked(tarfile.LNKTYPE), b"")), {"format": "archive"}, "archive_link"),
     "bomb": (_archive((tarfile.TarInfo("a.py"), bytes(80 << 20))), {"format": "archive"}, None),
-    "corrupt": (gzip.compress(b"no tar at all" * 100), {"format": "archive"}, "archive_corrupt"),
+    "no archive": (gzip.compress(b"no tar at all" * 100), {"format": "archive"}, "not_an_archive"),
+    "cut short": (
+        _archive((tarfile.TarInfo("a.py"), os.urandom(5000)))[:-2000],
+        {"format": "archive"},
+        "archive_corrupt",
+    ),
     "nothing to mine": (_archive((tarfile.TarInfo("a.py"), b"x = 1")), {"format": "archive"}, "empty_dataset"),
 }
 
@@ -219,7 +225,8 @@ def test_a_body_that_is_no_json_object(client: TestClient, body: bytes) -> None:
 
 
 def test_private_prompts_are_refused(client: TestClient, tenant: SimpleNamespace, sessions: SessionFactory) -> None:
-    private = _upload(client, _jsonl(ROWS), kind="prompts").json()["id"]
+    problems = [{"problem": row["problem"]} for row in ROWS]
+    private = _upload(client, _jsonl(problems), kind="prompts").json()["id"]
     before = _count(sessions)
     for prompts in (private, tenant.dataset):
         answer = client.post("/v1/jobs", json={**tenant.request, "prompts": prompts})
