@@ -35,8 +35,8 @@ def guarantee(receipt: PrivacyReceipt) -> str:
     epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
     factor = f"{math.exp(receipt.epsilon_spent):,.1f}" if receipt.epsilon_spent < 20 else f"e^{epsilon}"
     return (
-        f"Whether any one {receipt.unit} was in the data set or not changes the probability of whatever models and data "
-        f"this job releases by at most a factor of {factor} (e to the power of epsilon = {epsilon}) and an added "
+        f"Whether any one {receipt.unit} was in the data set or not changes the probability of whatever models and "
+        f"data this job releases by at most a factor of {factor} (e to the power of epsilon = {epsilon}) and an added "
         f"delta = {delta}. This holds whatever anyone does with them later on."
     )
 
