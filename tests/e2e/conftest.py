@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[EmbeddedStack]:
-    home = tmp_path_factory.mktemp("home")
+def homes() -> Iterator[Path]:
+    """Where stacks may live: not below pytest's own folder, to which another pytest takes away PostgreSQL's access."""
+    folder = Path(tempfile.mkdtemp(prefix="pc-e2e-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def stack(homes: Path, tiny_llama: Path) -> Iterator[EmbeddedStack]:
+    home = homes / "shared"
     shutil.copytree(tiny_llama, home / "volume" / "models" / "tiny-llama")
     with EmbeddedStack(home) as running:
         yield running

@@ -31,22 +31,23 @@ def _processes_of(home: Path) -> list[str]:
     return found
 
 
-def test_a_second_start_keeps_the_state_and_the_key(tmp_path: Path) -> None:
+def test_a_second_start_keeps_the_state_and_the_key(homes: Path) -> None:
+    home = homes / "restarted"
     keys = []
     for _ in range(2):
-        with EmbeddedStack(tmp_path / "home") as stack:
+        with EmbeddedStack(home) as stack:
             assert stack.admin_key
             keys.append(stack.admin_key)
             assert Client(stack.url, stack.admin_key).jobs() == []
     assert keys[0] == keys[1]
-    mode = stat.S_IMODE((tmp_path / "home" / "credentials.json").stat().st_mode)
+    mode = stat.S_IMODE((home / "credentials.json").stat().st_mode)
     assert mode == 0o600
-    assert _processes_of(tmp_path / "home") == []
+    assert _processes_of(home) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
-    home = tmp_path / "home"
+def test_ctrl_c_leaves_no_process_behind(homes: Path, how: signal.Signals) -> None:
+    home = homes / how.name
     up = subprocess.Popen(
         [sys.executable, "-m", "privcode.cli", "up", "--home", str(home), "--port", "0"],
         stdout=subprocess.PIPE,
