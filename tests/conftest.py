@@ -15,3 +15,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     build_tiny_llama(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of SmolLM2-135M-Instruct, converted from its package; half a minute, once a session. Read-only."""
+    from lm.models import resolve_model
+
+    return Path(resolve_model("smollm2-135m-instruct", models_dir=tmp_path_factory.mktemp("converted")))
