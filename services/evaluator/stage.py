@@ -1,17 +1,13 @@
-"""Child process of the evaluator's stages: ``python -m services.evaluator.stage FOLDER``."""
+"""Child process of the evaluator's stages: ``python -m services.evaluator.stage FOLDER``.
+
+Only the stages that ask a model import torch, which takes seconds; the report does not wait for it.
+"""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from lm.engine import make_generator
-from lm.generator import Generator, SamplingParams
-from lm.models import load_tokenizer, resolve_model
-from lm.prompting import prompt_text
+from lm.generator import SamplingParams
 from privcode.canaries import audit_prompts, make_canaries
 from privcode.results import (
     CanaryAudit,
@@ -34,18 +30,20 @@ from services.evaluator.core.report import build_report
 
 def evaluate(stage: Stage) -> None:
     """Greedy pass@1 of the base and of the tuned premium model, asked with the same prompts."""
+    from services.evaluator.generation import base_model, complete, complete_prompts
+
     spec = stage.spec
     tasks = read_tasks(limit=spec.evaluate.limit)
     runner = RunnerClient(Path(stage.environment.sandbox_socket))
-    base = resolve_model(spec.boost.model, models_dir=Path(stage.environment.models_dir))
-    prompts = _prompts([task.problem for task in tasks], model=base, stage=stage)
+    base = base_model(stage)
+    prompts = complete_prompts([task.problem for task in tasks], model=base, stage=stage)
     params = SamplingParams(max_new_tokens=spec.evaluate.max_new_tokens)
 
     models: dict[EvaluatedModel, str] = {"base": base, "tuned": str(stage.input("premium_model"))}
     samples: list[EvaluationSample] = []
     scores = []
     for turn, (model, path) in enumerate(models.items()):
-        completions = _generate(path, prompts, params=params, stage=stage, turn=turn)
+        completions = complete(path, prompts, params=params, stage=stage, turn=turn)
         verified = verify(
             tasks,
             [texts[0] for texts in completions],
@@ -68,6 +66,8 @@ def audit(stage: Stage) -> None:
     if spec.canary_rate == 0:
         result = no_audit()
     else:
+        from services.evaluator.generation import complete, complete_prompts
+
         problems = audit_prompts(spec.prompts, spec.seed)
         params = SamplingParams(
             max_new_tokens=spec.max_new_tokens,
@@ -81,8 +81,8 @@ def audit(stage: Stage) -> None:
             "premium": str(stage.input("premium_model")),
         }
         for turn, (source, path) in enumerate(models.items()):
-            prompts = _prompts(problems, model=path, stage=stage)
-            completions = _generate(path, prompts, params=params, stage=stage, turn=turn)
+            prompts = complete_prompts(problems, model=path, stage=stage)
+            completions = complete(path, prompts, params=params, stage=stage, turn=turn)
             said[source] = [text for texts in completions for text in texts]
         rows = stage.read_models("synthetic", SyntheticPair)
         said["synthetic"] = [f"{row.problem}\n{row.solution}" for row in rows]
@@ -113,32 +113,6 @@ def report(stage: Stage) -> None:
     stage.write_model("report_json", result)
     (stage.output("report_html") / "report_html.html").write_text(render_html(result), encoding="utf-8")
     stage.metric("warnings", len(result.warnings))
-
-
-def _prompts(problems: Sequence[str], *, model: str, stage: Stage) -> list[str]:
-    tokenizer = load_tokenizer(model)
-    return [prompt_text(problem, template=stage.spec.prompt_template, tokenizer=tokenizer) for problem in problems]
-
-
-def _generate(
-    model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int
-) -> list[list[str]]:
-    """Completions of the first (``turn`` 0) or second (``turn`` 1) of the stage's two models."""
-    torch.set_num_threads(stage.environment.threads)
-    generator: Generator = make_generator(
-        model, engine=stage.spec.runtime.engine, batch_size=stage.spec.runtime.generate_batch
-    )
-    completions = generator.generate(
-        prompts,
-        params=params,
-        on_done=lambda done: stage.progress(turn * len(prompts) + done, 2 * len(prompts)),
-    )
-    # Two models side by side may not fit into memory.
-    del generator
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return [[completion.text for completion in samples] for samples in completions]
 
 
 if __name__ == "__main__":
