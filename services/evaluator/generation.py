@@ -27,7 +27,7 @@ def complete_prompts(problems: Sequence[str], *, model: str, stage: Stage) -> li
 
 
 def complete(model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int) -> list[list[str]]:
-    """``params.n`` completions of each prompt. ``turn``: 0 for the first of the stage's two models, 1 for the second."""
+    """``params.n`` completions of each prompt. ``turn``: 0 for the first of a stage's two models, else 1."""
     torch.set_num_threads(stage.environment.threads)
     generator: Generator = make_generator(
         model, engine=stage.spec.runtime.engine, batch_size=stage.spec.runtime.generate_batch
