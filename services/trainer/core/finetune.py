@@ -1,0 +1,58 @@
+"""Ordinary LoRA fine-tuning of the premium model: its data are differentially private already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from peft import PeftModel
+
+from privcode.errors import StageFailed
+from privcode.specs import BoostSpec
+from services.trainer.core.lora import trainable
+from services.trainer.core.privsa import per_example_loss
+from services.trainer.core.schedule import learning_rate_at
+from services.trainer.core.sequences import TokenSequence, micro_batches
+
+
+def finetune(
+    model: PeftModel,
+    sequences: Sequence[TokenSequence],
+    *,
+    spec: BoostSpec,
+    micro_batch: int,
+    on_step: Callable[[int], None],
+) -> None:
+    """Take ``spec.steps`` AdamW steps on the mean cross-entropy of ``spec.batch`` examples, with the loss mask of the
+    private stage. Changes the adapter in place; ``on_step`` gets the number of steps done.
+
+    Raises :class:`StageFailed` (``no_synthetic_data``) if no sequence has an answer token.
+    """
+    usable = [sequence for sequence in sequences if bool(sequence.answer.any())]
+    if not usable:
+        raise StageFailed("no synthetic example is left to train on", code="no_synthetic_data")
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    draws = _shuffled(len(usable), seed=spec.seed)
+    model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        for step in range(spec.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(
+                    step, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=spec.steps
+                )
+            examples = [usable[next(draws)] for _ in range(spec.batch)]
+            for batch in micro_batches(examples, size=micro_batch, device=model.device):
+                loss = per_example_loss(model, batch, kl_weight=0.0).sum() / spec.batch
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            on_step(step + 1)
+    model.eval()
+
+
+def _shuffled(size: int, *, seed: int) -> Iterator[int]:
+    """Indices below ``size``, epoch after epoch, each in a new order."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(size, generator=generator).tolist()

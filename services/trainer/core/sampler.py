@@ -1,0 +1,28 @@
+"""Poisson sampling: at each step every record is drawn independently with probability ``sample_rate``."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PoissonSampler:
+    """Lots of record indices; their size varies, and an empty one is as good as any.
+
+    Without ``seed`` the draws come from the operating system and can't be repeated: amplification by sampling holds
+    against those who don't know which records were drawn. With it, a step's lot is a function of seed and step, so that
+    a resumed run needs no saved state.
+    """
+
+    def __init__(self, *, records: int, sample_rate: float, seed: int | None) -> None:
+        self._records = records
+        self._sample_rate = sample_rate
+        self._seed = seed
+
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Sorted indices of the records of optimizer step ``step``."""
+        entropy = secrets.randbits(256) if self._seed is None else [self._seed, step]
+        uniform = np.random.default_rng(entropy).random(self._records)
+        return np.flatnonzero(uniform < self._sample_rate)
