@@ -19,6 +19,7 @@ from privcode.errors import PrivCodeError
 from privcode.results import BenchmarkScore, CanaryAudit, Funnel, JsonObject, PrivacyReceipt, Rate
 
 _BAR: Final = 28
+_INTERVAL: Final = 24
 _OUTCOMES: Final = {
     "no_code": "no closed code block",
     "failed": "ended with an error",
@@ -167,26 +168,27 @@ def _quality(comparison: _Comparison) -> tuple[RenderableType, ...]:
     table.add_column(no_wrap=True)
     for score in (comparison.base, comparison.tuned):
         table.add_row(f"{score.model} model", rate_text(score.pass_at_1), _interval(score.pass_at_1))
+        if excluded := score.pass_at_1.excluded:
+            table.add_row("", f"and {excluded} that could not be run")
     return (
-        *_heading(f"pass@1 on {comparison.benchmark}"),
+        *_heading(f"pass@1 on {comparison.benchmark}, with 95 % intervals"),
         Padding(table, (0, 0, 0, 2)),
         _prose(comparison.statement),
     )
 
 
 def rate_text(rate: Rate) -> str:
-    """``3 of 20 = 15 % (5 to 36)``: the share with its denominator and 95 % interval."""
+    """``3 of 20 = 15% (5% to 36%)``: the share with its denominator and interval."""
     if rate.value is None:
-        return f"unknown ({rate.excluded} tasks could not be run)"
-    excluded = f", {rate.excluded} left out" if rate.excluded else ""
-    return f"{rate.successes} of {rate.n} = {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}){excluded}"
+        return "unknown"
+    return f"{rate.successes} of {rate.n} = {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
 
 
 def _interval(rate: Rate) -> Text:
     if rate.value is None:
         return Text()
-    low, value, high = (round((_BAR - 1) * share) for share in (rate.low, rate.value, rate.high))
-    cells = ["·"] * _BAR
+    low, value, high = (round((_INTERVAL - 1) * share) for share in (rate.low, rate.value, rate.high))
+    cells = ["·"] * _INTERVAL
     cells[low : high + 1] = "─" * (high + 1 - low)
     cells[low], cells[high] = "├", "┤"
     cells[value] = "●"

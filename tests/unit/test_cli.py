@@ -1,0 +1,394 @@
+"""The command line: what it prints, its exit status, and what it asks of the service."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from privcode.cli import app
+from privcode.cli.home import NoCredentials, connect, lock_home
+from privcode.cli.report_view import read_report, report_view
+from privcode.cli.stage_board import StageBoard, duration
+from privcode.cli.views import left, number, spent
+from privcode.demo import _clear
+from privcode.errors import Conflict, PrivCodeError
+from privcode.recipes import PRIVCODE
+from privcode.results import wilson
+from tests.api_stub import Answer, ApiStub, event, job, listing, plan, running_stub
+
+EVENTS = "/v1/jobs/job_1/events"
+BUDGET = {"epsilon": 8.0, "delta": 1e-5, "epsilon_spent": 0.0, "epsilon_committed": 3.99991, "epsilon_left": 4.00009}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiStub]:
+    with running_stub() as running:
+        yield running
+
+
+@pytest.fixture
+def stub(server: ApiStub, monkeypatch: pytest.MonkeyPatch) -> ApiStub:
+    server.clear()
+    monkeypatch.setenv("PRIVCODE_URL", server.url)
+    monkeypatch.setenv("PRIVCODE_API_KEY", "pc_a_b")
+    monkeypatch.setenv("COLUMNS", "80")
+    return server
+
+
+@pytest.fixture
+def request_file(tmp_path: Path) -> str:
+    path = tmp_path / "job.json"
+    path.write_text('{"preset": "demo", "dataset": "ds_1", "prompts": "ds_2"}')
+    return str(path)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_submit_prints_the_id_and_sends_the_request(stub: ApiStub, request_file: str) -> None:
+    stub.on("POST", "/v1/jobs", Answer.json(job(warnings=["delta is large"]), status=201))
+    result = run("submit", request_file)
+    assert (result.exit_code, result.stdout) == (0, "job_1\n")
+    assert "delta is large" in result.stderr
+    assert json.loads(stub.seen[0].body) == json.loads(Path(request_file).read_text())
+
+
+def test_a_refusal_is_exit_1_with_code_field_and_value_on_stderr(stub: ApiStub, request_file: str) -> None:
+    stub.on(
+        "POST", "/v1/jobs",
+        Answer.problem(
+            409, code="budget_exceeded", detail="does not fit", field="privacy.target_epsilon", value=4.0
+        ),
+    )  # fmt: skip
+    result = run("submit", request_file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: does not fit\n       code budget_exceeded, field privacy.target_epsilon, value 4.0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "is not JSON"), ('{"a": NaN}', "NaN"), ("[]", "no JSON object"), ("\xff", "not JSON")]
+)
+def test_a_file_that_is_no_request_is_wrong_usage(stub: ApiStub, tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "job.json"
+    path.write_bytes(content.encode("latin-1"))
+    for command in ("submit", "estimate"):
+        result = run(command, str(path))
+        assert result.exit_code == 2
+        assert words in result.stderr
+    assert stub.seen == []
+
+
+@pytest.mark.parametrize("arguments", [("submit", "no-such-file"), ("nonsense",), ("upload", "x"), ("show",)])
+def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_following_to_the_end_in_plain_lines(stub: ApiStub, request_file: str) -> None:
+    stub.on("POST", "/v1/jobs", Answer.json(job("queued"), status=201))
+    stub.on("GET", "/v1/jobs/job_1", Answer.json(job("succeeded")))
+    stub.on(
+        "GET", EVENTS,
+        Answer.events(
+            event(1, "job.running"), event(2, "stage.running", stage="sanitize", attempt=1),
+            event(20, "stage.progress", stage="sanitize", done=1, total=4, note="step 1"),
+            event(21, "stage.progress", stage="sanitize", done=2, total=4, note="too soon after the last"),
+            event(40, "stage.progress", stage="sanitize", done=4, total=4, note=""),
+            event(72, "stage.succeeded", stage="sanitize", metrics={}), event(73, "job.succeeded"),
+        ),
+    )  # fmt: skip
+    result = run("submit", request_file, "--follow")
+    assert result.exit_code == 0, result.stderr
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        "job_1",
+        "[ 1/2] sanitize      junior learns private code under DP",
+        "[ 1/2] sanitize      1/4 step 1",
+        "[ 1/2] sanitize      4/4",
+        "[ 1/2] sanitize      done in 1:10",
+        "job_1 succeeded",
+    ]
+
+
+def test_a_job_that_fails_is_exit_1_with_its_code(stub: ApiStub) -> None:
+    failed = job("failed", error={"code": "no_synthetic_data", "message": "nothing was kept"})
+    stub.on("GET", "/v1/jobs/job_1", Answer.json(failed))
+    ends = (event(1, "stage.failed", stage="sanitize", code="no_synthetic_data"), event(2, "job.failed"))
+    stub.on("GET", EVENTS, Answer.events(*ends))
+    result = run("show", "job_1", "--follow")
+    assert result.exit_code == 1
+    assert "sanitize      failed: no_synthetic_data" in result.stdout
+    assert "nothing was kept" in result.stderr
+    assert "no_synthetic_data" in result.stderr
+
+
+def test_ctrl_c_while_following_leaves_the_job_alone(stub: ApiStub) -> None:
+    stub.on("GET", "/v1/jobs/job_1", Answer.json(job()))
+    stub.on("GET", EVENTS, Answer.events(event(1, "stage.running", stage="sanitize"), hold=True))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "privcode.cli", "show", "job_1", "--follow"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout
+    assert "sanitize" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (130, "")
+    assert "job_1 goes on without you" in stdout
+    assert {seen.method for seen in stub.seen} == {"GET"}
+
+
+def test_upload_tells_the_format_from_the_name(stub: ApiStub, tmp_path: Path) -> None:
+    summary = {"rows": 3, "duplicates_removed": 1, "skipped": {"no_docstring": 7}, "languages": {"python": 3}}
+    dataset = {
+        "object": "dataset", "id": "ds_1", "name": "x", "visibility": "private", "kind": "pairs", "rows": 3,
+        "sha256": "", "summary": summary, "budget": BUDGET, "created_at": 1.0,
+    }  # fmt: skip
+    stub.on("POST", "/v1/datasets", Answer.json(dataset, status=201))
+    for name, format in (("a.jsonl", "jsonl"), ("a.tar.gz", "archive"), ("a.tgz", "archive")):
+        (tmp_path / name).write_text("x")
+        result = run("upload", str(tmp_path / name), "--visibility", "private", "--budget-epsilon", "8")
+        assert result.exit_code == 0, result.stderr
+        assert f"format={format}" in stub.seen[-1].query
+        assert f"name={name}" in stub.seen[-1].query
+    assert "3 pairs, private" in result.stdout
+    assert "7 no docstring" in result.stdout
+    (tmp_path / "a.bin").write_text("x")
+    result = run("upload", str(tmp_path / "a.bin"), "--visibility", "private")
+    assert (result.exit_code, "--format" in result.stderr) == (2, True)
+
+
+def test_jobs_show_and_cancel(stub: ApiStub) -> None:
+    stub.on("GET", "/v1/jobs", Answer.json(listing()), Answer.json(listing(job(id="job_" + "a" * 24))))
+    assert run("jobs").stdout == "no jobs yet\n"
+    listed = run("jobs").stdout
+    assert "job_" + "a" * 24 in listed
+    assert "0/2" in listed
+    shown = job("failed", error={"code": "stage_crashed", "message": "sanitize stopped"}, warnings=["noise"])
+    stub.on("GET", "/v1/jobs/job_1", Answer.json(shown))
+    assert "stage_crashed: sanitize stopped" in run("show", "job_1").stdout
+    stub.on("POST", "/v1/jobs/job_1/cancel", Answer.json(job("cancelling")))
+    assert run("cancel", "job_1").stdout == "job_1 cancelling\n"
+
+
+ESTIMATE: dict[str, Any] = {
+    "object": "estimate", "plan": plan(target_epsilon=3.1415), "epsilon_rdp": 4.9, "trainable_parameters": 57600,
+    "signal_to_noise": 0.1, "fits": True, "budget": BUDGET, "warnings": ["the noise outweighs the signal"],
+}  # fmt: skip
+
+
+def test_estimate_tells_what_it_costs(stub: ApiStub, request_file: str) -> None:
+    stub.on("POST", "/v1/jobs/estimate", Answer.json(ESTIMATE), Answer.json(ESTIMATE | {"fits": False}))
+    shown = run("estimate", request_file).stdout
+    for words in ("epsilon 3.1415 at delta 1e-5", "4 steps", "57,600", "at least 10 times its signal",
+                  "3.9999 of 8 committed, 4.0000 left", "fits the budget", "! the noise outweighs"):  # fmt: skip
+        assert words in shown or words.replace("3.9999", "4.0000") in shown, words
+    assert "exceeds the budget" in run("estimate", request_file).stdout
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_what_is_spent_is_rounded_up_and_what_is_left_down() -> None:
+    assert (spent(3.99991), left(4.00009)) == ("4.0000", "4.0000")
+    assert (spent(3.00001), left(4.99999)) == ("3.0001", "4.9999")
+    assert (number(4.0), number(3.1415), number(1e-5)) == ("4", "3.1415", "1e-5")
+
+
+def _report(**over: Any) -> dict[str, Any]:
+    def score(model: str, successes: int) -> dict[str, Any]:
+        rate = wilson(successes=successes, n=20).model_dump()
+        return {"benchmark": "humaneval", "model": model, "pass_at_1": rate, "outcomes": {}}
+
+    receipt = {
+        "plan": plan(), "steps_taken": 4, "epsilon_spent": 3.99871, "epsilon_rdp": 4.9, "canaries": 5,
+        "sampling_seed": "secret", "trainable_parameters": 57600, "signal_to_noise": 0.1,
+    }  # fmt: skip
+    audit = {
+        "injected": True, "canary_rate": 1, "prompts": 16, "samples_per_prompt": 2, "findings": [],
+        "leakage": wilson(successes=0, n=5).model_dump(),
+    }  # fmt: skip
+    return {
+        "schema_version": 1,
+        "guarantee": {"target_epsilon": 4.0, "receipt": receipt, "statement": "a factor of 54.5"},
+        "candidates": {
+            "funnel": {"candidates": 32, "ran": 19, "described": 18, "kept": 14,
+                       "lost": {"no_code": 8, "failed": 5, "below_tau": 4, "no_description": 1}},
+            "execution_filter": "exit code 0 says little", "tau": 0.5,
+        },
+        "quality": [{"benchmark": "humaneval", "base": score("base", 3), "tuned": score("tuned", 2),
+                     "statement": "within noise"}],
+        "audit": {"result": audit, "statement": "five canaries prove little"},
+        "stages": [{"name": "sanitize", "seconds": 82}, {"name": "report", "seconds": 2}],
+        "budget": {"epsilon": 8.0, "delta": 1e-5, "epsilon_spent": 3.99871, "epsilon_left": 4.00129},
+        "warnings": [{"code": "noise_outweighs_signal", "text": "the noise outweighs the signal"}],
+    } | over  # fmt: skip
+
+
+def test_report_shows_every_figure_with_its_denominator(stub: ApiStub, tmp_path: Path) -> None:
+    page = Answer(body=["<p>ε".encode()], content_type="text/html")
+    stub.on("GET", "/v1/jobs/job_1/report", page, Answer.json(_report()))
+    result = run("report", "job_1", "--html", str(tmp_path / "report.html"))
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>ε"
+    for words in ("epsilon 3.9988 at delta 1e-5", "3.9988 of 8 spent, 4.0012 left", "8 no closed code block",
+                  "4 description too far from the prompt", "3 of 20 = 15% (5% to 36%)", "2 of 20 = 10%",
+                  "0 of 5 planted secrets found; upper limit 43.5 %", "1:22", "exit code 0 says little",
+                  "the noise outweighs the signal"):  # fmt: skip
+        assert words in result.stdout, words
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(tmp_path) not in line)
+
+
+def test_a_report_without_figures_is_shown_too() -> None:
+    unknown = _report()
+    unknown["audit"]["result"] |= {"injected": False, "leakage": wilson(successes=0, n=0).model_dump()}
+    unknown["quality"][0]["base"]["pass_at_1"] = wilson(successes=0, n=0, excluded=20).model_dump()
+    unknown["candidates"]["funnel"] = {"candidates": 0, "ran": 0, "described": 0, "kept": 0, "lost": {}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report_view(read_report(unknown)))
+    shown = console.export_text()
+    assert "no secrets were planted" in shown
+    assert "and 20 that could not be run" in shown
+
+
+def test_a_report_of_another_form_is_a_clear_error() -> None:
+    with pytest.raises(PrivCodeError) as failed:
+        read_report({"schema_version": 99})
+    assert failed.value.code == "unknown_report"
+
+
+def test_the_board_fits_80_columns_and_shows_each_stage_once() -> None:
+    board = StageBoard([stage.name for stage in PRIVCODE], clock=lambda: 100.0)
+    for number_, (type_, data) in enumerate(
+        [
+            ("stage.running", {"stage": "sanitize"}),
+            ("stage.progress", {"stage": "sanitize", "done": 3, "total": 4, "note": "a note " * 20}),
+            ("stage.succeeded", {"stage": "sanitize", "metrics": {}}),
+            ("stage.running", {"stage": "merge_junior"}),
+            ("stage.failed", {"stage": "merge_junior", "code": "stage_crashed"}),
+            ("stage.skipped", {"stage": "synthesize"}),
+            ("stage.running", {"stage": "audit"}),
+            ("job.failed", {"code": "stage_crashed", "message": "x"}),
+            ("stage.running", {"stage": "of a newer server"}),
+            ("something.new", {}),
+        ],
+        start=1,
+    ):
+        board.update(event(number_, type_, **data))  # type: ignore[arg-type]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(board)
+    lines = console.export_text().splitlines()
+    assert [line.split()[1] for line in lines] == [stage.name for stage in PRIVCODE]
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("✓")
+    assert "3/4" in lines[0]
+    assert "✗" in lines[1]
+    assert "stage_crashed" in lines[1]
+    assert "1:33" in lines[8], "a running stage's time is measured to now"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3787, "1:03:07")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_home_that_is_given_wins_over_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "credentials.json").write_text('{"url": "http://127.0.0.1:1", "api_key": "pc_x_y"}')
+    environment = {"PRIVCODE_URL": "http://elsewhere", "PRIVCODE_API_KEY": "k"}
+    assert connect(tmp_path, environment).url == "http://127.0.0.1:1"
+    assert connect(None, environment).url == "http://elsewhere"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"url": "http://x"}'])
+def test_missing_or_broken_credentials_are_a_clear_error(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "credentials.json").write_text(content)
+    with pytest.raises(NoCredentials, match=r"credentials\.json"):
+        connect(tmp_path, {})
+
+
+@pytest.mark.parametrize("given", ["PRIVCODE_URL", "PRIVCODE_API_KEY"])
+def test_half_of_the_environment_is_an_error(given: str) -> None:
+    with pytest.raises(NoCredentials, match="go together"):
+        connect(None, {given: "x"})
+
+
+def test_one_process_per_home(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c",
+         "import sys; from pathlib import Path; from privcode.cli.home import lock_home\n"
+         "with lock_home(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(Conflict) as refused, lock_home(tmp_path):
+        pass
+    assert refused.value.code == "home_in_use"
+    assert run("demo", "--home", str(tmp_path)).exit_code == 1
+    holder.kill()
+    holder.communicate()
+    with lock_home(tmp_path):
+        pass
+
+
+def test_the_demo_starts_afresh_but_keeps_the_models(tmp_path: Path) -> None:
+    for name in ("postgres/PG_VERSION", "volume/artifacts/a", "volume/work/w", "volume/models/m", "report.html",
+                 "logs/api.log"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "credentials.json").touch()
+    _clear(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "volume/models/m", "report.html",
+    }  # fmt: skip
+
+
+def _mentioning(home: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            about = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(home).encode() in about and int(path.name) != os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.integration
+def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "privcode.cli", "up", "--home", str(home), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        assert any("is ready at" in line for line in process.stdout), process.communicate()[1]
+        (worker,) = [
+            pid for pid in _mentioning(home) if b"services.synth.tasks" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert process.returncode == 1
+    assert "worker-synth ended" in stderr
+    assert "code stack_failed" in stderr
+    deadline = time.monotonic() + 10
+    while _mentioning(home):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.05)
