@@ -191,17 +191,6 @@ def test_system_calls_that_break_sandboxes_are_refused(run: Run) -> None:
     assert lines[-1] == "clone3 -1 ENOSYS"
 
 
-def test_the_filter_holds_for_the_x32_table_too(run: Run) -> None:
-    if os.uname().machine != "x86_64":
-        pytest.skip("only x86-64 has this second table")
-    code = """
-        import ctypes, errno
-        libc = ctypes.CDLL(None, use_errno=True)
-        print(libc.syscall(0x40000000 + 272, 0x10000000), errno.errorcode[ctypes.get_errno()])
-    """
-    assert output_of(run(code)) == "-1 ENOSYS\n"
-
-
 def test_signals_reach_nobody_else(run: Run, runner: Runner) -> None:
     code = f"""
         import os, signal

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sandbox_runner import Runner
 
 from privcode.presets import resolve
 from privcode.recipes import Label
-from privcode.results import Candidate, ExecutedCandidate, PrivacyPlan
+from privcode.results import Candidate, ExecutedCandidate, Outcome, PrivacyPlan
+from privcode.sandbox import ExecutionResult
 from privcode.stage_io import StageEnvironment, StageInput, StageTask
 
 PLAN = PrivacyPlan(
@@ -21,6 +24,7 @@ PLAN = PrivacyPlan(
     noise_multiplier=1.0, max_grad_norm=1.0,
 )  # fmt: skip
 
+PASSING = "```python\npass\n```"
 COMPLETIONS = {
     "timed_out": "```python\nwhile True: pass\n```",
     "passed": "Sure:\n```python\ndef double(x):\n    return 2 * x\nprint(double(2))\n```\nDone.",
@@ -95,10 +99,41 @@ def test_nothing_to_execute_needs_no_runner(tmp_path: Path) -> None:
     assert status == 0, log
 
 
-@pytest.mark.parametrize("completion", ["```python\npass\n```"])
-def test_without_a_runner_the_stage_fails_and_no_candidate_does(tmp_path: Path, completion: str) -> None:
-    status, _, _ = run_stage(tmp_path, {"one": completion}, socket=tmp_path / "no.sock")
+def assert_sandbox_unavailable(folder: Path, *, status: int) -> None:
     assert status == 1
-    assert json.loads((tmp_path / "error.json").read_text())["code"] == "sandbox_unavailable"
-    assert not (tmp_path / "outputs").exists()
-    assert not (tmp_path / "result.json").exists()
+    assert json.loads((folder / "error.json").read_text())["code"] == "sandbox_unavailable"
+    assert not (folder / "outputs").exists()
+    assert not (folder / "result.json").exists()
+
+
+def test_without_a_runner_the_stage_fails_and_no_candidate_does(tmp_path: Path) -> None:
+    status, _, _ = run_stage(tmp_path, {"one": PASSING}, socket=tmp_path / "no.sock")
+    assert_sandbox_unavailable(tmp_path, status=status)
+
+
+class Unavailable(BaseHTTPRequestHandler):
+    """Answers as a runner whose sandbox fails for the second of two executions."""
+
+    def do_POST(self) -> None:
+        batch = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.end_headers()
+        for execution, outcome in zip(batch["executions"], ("passed", "sandbox_unavailable"), strict=True):
+            result = ExecutionResult(
+                id=execution["id"], outcome=Outcome(outcome), exit_code=None, duration_s=None, stdout="", stderr=""
+            )
+            self.wfile.write(result.model_dump_json().encode() + b"\n")
+
+    def log_request(self, *_: object) -> None:
+        pass
+
+
+def test_a_sandbox_that_fails_once_fails_the_stage(socket_folder: Path, tmp_path: Path) -> None:
+    path = socket_folder / "unavailable.sock"
+    with socketserver.UnixStreamServer(str(path), Unavailable) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        status, _, _ = run_stage(tmp_path, {"one": PASSING, "two": PASSING}, socket=path)
+        server.shutdown()
+        thread.join()
+    assert_sandbox_unavailable(tmp_path, status=status)

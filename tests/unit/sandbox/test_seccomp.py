@@ -75,6 +75,10 @@ def test_another_architectures_calls_kill(machine: str) -> None:
     assert decide(machine, READ[machine], audit=0x40000003) == KILLED
 
 
+def test_the_x32_table_is_closed() -> None:
+    assert decide("x86_64", 0x40000000 + UNSHARE["x86_64"]) == "ENOSYS"
+
+
 def test_an_architecture_without_a_filter_is_refused() -> None:
     with pytest.raises(SandboxUnavailable, match="riscv64"):
         syscall_filter("riscv64")
