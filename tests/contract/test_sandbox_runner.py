@@ -216,7 +216,11 @@ sys.stdin.read()
         orphan = psutil.Process(int(parent.stdout.readline()))
         wait_until(lambda: answers(path))
         parent.kill()
-    wait_until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE)
+    try:
+        wait_until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        if orphan.is_running():
+            orphan.kill()
     assert not path.exists()
 
 
