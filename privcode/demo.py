@@ -81,7 +81,9 @@ def _run_job(home: Path, stack: EmbeddedStack, *, console: Console) -> bool:
     with Client(stack.url, stack.admin_key) as client:
         request = _upload(client, console=console)
         _heading(console, "3  What it would cost")
-        console.print(estimate_view(client.estimate(request)))
+        with console.status("  calibrating the noise"):
+            estimate = client.estimate(request)
+        console.print(estimate_view(estimate))
         console.print(
             Padding("A demo of minutes can't average the noise away; watch the machinery, not the scores.", (0, 2))
         )
@@ -110,7 +112,10 @@ def _run_job(home: Path, stack: EmbeddedStack, *, console: Console) -> bool:
 def _upload(client: Client, *, console: Console) -> dict[str, str]:
     """Upload both parts of the standard library; returns the job request."""
     _heading(console, "2  The data")
-    with tempfile.TemporaryDirectory(prefix="privcode-demo-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="privcode-demo-") as folder,
+        console.status("  reading this Python's standard library"),
+    ):
         archives = write_stdlib_archives(Path(folder))
         private = client.upload_dataset(
             archives.private,

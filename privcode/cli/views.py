@@ -69,7 +69,7 @@ def guarantee_text(plan: Plan) -> str:
 def dataset_view(dataset: Dataset) -> RenderableType:
     skipped = ", ".join(
         f"{count:,} {reason.replace('_', ' ')}"
-        for reason, count in sorted(dataset["summary"]["skipped"].items())
+        for reason, count in sorted(dataset["summary"]["skipped"].items(), key=lambda item: -item[1])
         if count
     )
     rows: list[tuple[str, RenderableType]] = [
