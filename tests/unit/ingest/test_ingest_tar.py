@@ -175,6 +175,8 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(content))
     packed[-5] ^= 1
     assert refusal(tmp_path, bytes(packed)).code == "archive_corrupt"
+    # 0xff starts a deflate block of the reserved type.
+    assert refusal(tmp_path, gzip.compress(content)[:10] + b"\xff" * 600).code == "archive_corrupt"
     second = bytearray(content)
     second[1024 + 150] ^= 1
     assert refusal(tmp_path, bytes(second)).code == "archive_corrupt"
