@@ -93,6 +93,12 @@ class SynthesizeSpec(Spec):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    @model_validator(mode="after")
+    def _samples_differ(self) -> SynthesizeSpec:
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(f"samples_per_prompt {self.samples_per_prompt} at temperature 0 would all be the same")
+        return self
+
 
 class ExecutionLimits(Spec):
     """Limits of one execution. Time in seconds of wall clock, memory in MiB, output in KiB per stream."""
@@ -114,6 +120,12 @@ class RoundTripSpec(Spec):
     max_new_tokens: PositiveInt = 200
     tau: Annotated[float, Field(ge=-1, le=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> RoundTripSpec:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"samples {self.samples} at temperature 0 would all be the same")
+        return self
 
 
 class BoostSpec(Spec):
