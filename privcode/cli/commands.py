@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -63,6 +64,8 @@ Follow = Annotated[bool, typer.Option("--follow", help="Stay until the job has e
 
 @app.callback()
 def main() -> None:
+    # Of the database's wheel, about a folder for which it finds another place.
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     # A terminal that can't show a sign gets a question mark, not a crash.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,6 @@ def running_stack(home: Path, *, port: int = 0, report: Callable[[str], None]) -
     The first stop signal raises ``KeyboardInterrupt`` in the block; later ones are ignored, so that an impatient second
     Ctrl-C can't cut the shutdown short. Raises :class:`StackFailed` in the block when a process of the stack has ended.
     """
-    # Of the database's wheel, about a folder that it finds another place for.
-    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     with _stop_signals(), EmbeddedStack(home, port=port, report=report) as stack:
         try:
             with _watched(stack):

@@ -148,7 +148,7 @@ def follow(client: Client, job: Job, *, console: Console) -> None:
     """Show a job's stages until it has ended. ``KeyboardInterrupt`` leaves the job alone."""
     board = StageBoard([stage["name"] for stage in job["stages"]])
     if console.is_terminal:
-        with Live(board, console=console, refresh_per_second=8):
+        with Live(board, console=console, refresh_per_second=4):
             for event in client.follow(job["id"]):
                 board.update(event)
         return

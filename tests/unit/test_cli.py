@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -367,9 +368,15 @@ def _mentioning(home: Path) -> list[int]:
     return found
 
 
-@pytest.mark.integration
-def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def _nothing_left(home: Path) -> None:
+    deadline = time.monotonic() + 10
+    while _mentioning(home):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.05)
+
+
+@contextmanager
+def _up(home: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "privcode.cli", "up", "--home", str(home), "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -377,18 +384,34 @@ def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
     try:
         assert process.stdout
         assert any("is ready at" in line for line in process.stdout), process.communicate()[1]
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.integration
+def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with _up(home) as process:
         (worker,) = [
             pid for pid in _mentioning(home) if b"services.synth.tasks" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         os.kill(worker, signal.SIGKILL)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-    assert process.returncode == 1
-    assert "worker-synth ended" in stderr
-    assert "code stack_failed" in stderr
-    deadline = time.monotonic() + 10
-    while _mentioning(home):
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.05)
+        assert process.stderr
+        message = process.stderr.read()
+        assert process.wait(timeout=60) == 1
+    assert "worker-synth ended" in message
+    assert "code stack_failed" in message
+    _nothing_left(home)
+
+
+@pytest.mark.integration
+def test_a_demo_that_was_killed_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with _up(home) as process:
+        process.kill()
+        process.wait(timeout=10)
+    assert _mentioning(home), "the database goes on without its parent"
+    _clear(home)
+    _nothing_left(home)
