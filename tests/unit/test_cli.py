@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -368,6 +369,13 @@ def _mentioning(home: Path) -> list[int]:
     return found
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    # Not tmp_path: a pytest that starts meanwhile closes its parents to PostgreSQL's own user.
+    with tempfile.TemporaryDirectory(prefix="pc-test-") as folder:
+        yield Path(folder) / "home"
+
+
 def _nothing_left(home: Path) -> None:
     deadline = time.monotonic() + 10
     while _mentioning(home):
@@ -391,8 +399,7 @@ def _up(home: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.integration
-def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_up_stops_when_one_of_its_processes_dies(home: Path) -> None:
     with _up(home) as process:
         (worker,) = [
             pid for pid in _mentioning(home) if b"services.synth.tasks" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -407,8 +414,7 @@ def test_up_stops_when_one_of_its_processes_dies(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_demo_that_was_killed_leaves_nothing_to_the_next(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_a_demo_that_was_killed_leaves_nothing_to_the_next(home: Path) -> None:
     with _up(home) as process:
         process.kill()
         process.wait(timeout=10)
