@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -157,8 +156,7 @@ def _funnel(candidates: _Candidates) -> tuple[RenderableType, ...]:
 
 
 def _bar(part: float, *, of: float) -> Text:
-    filled = round(_BAR * part / of) if of else 0
-    return Text.assemble(("━" * filled, "cyan"), ("━" * (_BAR - filled), "bright_black"))
+    return Text("━" * (round(_BAR * part / of) if of else 0), style="cyan")
 
 
 def _quality(comparison: _Comparison) -> tuple[RenderableType, ...]:
@@ -199,9 +197,7 @@ def _leakage(audit: _Audit) -> tuple[RenderableType, ...]:
     leakage = audit.result.leakage
     if audit.result.injected:
         found = f"{leakage.successes} of {leakage.n} planted secrets found; upper limit "
-        value = Text(
-            f"{found}{math.ceil(leakage.high * 1000) / 10:.1f} %", style="bold red" if leakage.successes else ""
-        )
+        value = Text(f"{found}{100 * leakage.high:.1f} %", style="bold red" if leakage.successes else "")
     else:
         value = Text("no secrets were planted")
     return *_heading("Leakage"), facts([("canaries", value)]), _prose(audit.statement)
