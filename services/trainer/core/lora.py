@@ -15,7 +15,7 @@ from privcode.specs import LoraSpec
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, seed: int) -> PeftModel:
-    """Freeze the model and give it a LoRA adapter with random A and zero B.
+    """Freeze the model and give it a LoRA adapter with random A and zero B; all of it in evaluation mode.
 
     Raises :class:`StageFailed` (``unsupported_model``) if the model lacks one of the target modules.
     """
@@ -32,7 +32,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, seed: int) -> PeftMod
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        return get_peft_model(model, config).eval()  # peft's new layers come in training mode
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
