@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import TextIO
 
 import pytest
 import torch
@@ -37,23 +39,28 @@ def test_what_is_converted_is_converted_no_more(smollm2: Path, monkeypatch: pyte
 
 
 def test_several_that_need_it_at_once_convert_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversions = []
-    start = Barrier(4)
+    conversions, waiting = [], []
+    at_the_lock = Barrier(4)
+    lock = fcntl.flock
+
+    def lock_together(file: TextIO, operation: int) -> None:
+        waiting.append(file)
+        at_the_lock.wait(timeout=30)
+        lock(file, operation)
 
     def convert(folder: Path) -> None:
         conversions.append(folder)
-        assert not (tmp_path / "models" / SMOLLM2).exists()
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
     def resolve() -> bool:
-        start.wait()
         return (Path(resolve_model(SMOLLM2, models_dir=tmp_path / "models")) / "config.json").is_file()
 
+    monkeypatch.setattr(lm.models.fcntl, "flock", lock_together)
     monkeypatch.setattr(lm.models, "_convert_smollm2", convert)
     with ThreadPoolExecutor(4) as pool:
         assert all(future.result() for future in [pool.submit(resolve) for _ in range(4)])
-    assert len(conversions) == 1
+    assert (len(waiting), len(conversions)) == (4, 1)
 
 
 def test_a_conversion_that_broke_off_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lm.engine import make_generator
 from lm.models import load_tokenizer
@@ -52,6 +53,11 @@ def test_every_sample_of_a_prompt_is_a_candidate_of_its_own(tiny_llama: Path) ->
     assert tokens == 6 * 11
 
 
+def test_several_samples_that_would_all_be_the_same_are_refused() -> None:
+    with pytest.raises(ValidationError, match="samples_per_prompt 2 at temperature 0"):
+        SynthesizeSpec(samples_per_prompt=2)
+
+
 @pytest.mark.parametrize(("template", "answer"), [("chat", ANSWER), ("qa", f" {ANSWER}")])
 def test_the_stage(
     tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str], template: str, answer: str
@@ -69,6 +75,7 @@ def test_the_stage(
     run_synthesize(stage)
     rows = output_rows(stage, "candidates")
     assert [(row["completion"], row["finish_reason"]) for row in rows] == [(answer, "stop")] * 5
+    assert [row["problem"] for row in rows] == [PROBLEMS[row["prompt_index"]] for row in rows]
     found = metrics(stage)
     assert found.pop("engine") in ("transformers", "vllm")
     assert found == {"candidates": 5, "tokens": 5 * (11 if template == "chat" else 12), "finish_length": 0}

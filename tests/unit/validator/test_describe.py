@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
 from lm.engine import make_generator
 from lm.generator import Completion
@@ -17,6 +18,11 @@ PROGRAM = Program(language="python", code="def same(value):\n    return value")
 
 def spec(**over: object) -> RoundTripSpec:
     return RoundTripSpec.model_validate({"describer": "local/d", "scorer": "local/s", "tau": 0.5, **over})
+
+
+def test_several_samples_that_would_all_be_the_same_are_refused() -> None:
+    with pytest.raises(ValidationError, match="samples 2 at temperature 0"):
+        spec(samples=2, temperature=0.0)
 
 
 def test_the_prompt_ends_with_the_opening_words_of_the_models_own_turn(tiny_llama: Path) -> None:
