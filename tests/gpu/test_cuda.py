@@ -1,0 +1,60 @@
+"""What only a CUDA device can show: the same mathematics there as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lm.generator import SamplingParams
+from lm.models import load_tokenizer
+from lm.transformers_engine import TransformersGenerator
+from privcode.specs import LoraSpec
+from services.trainer.core.engine import NativeEngine
+from services.trainer.core.lora import add_adapter
+from services.trainer.core.noise import secret_gaussian
+from services.trainer.core.privsa import per_example_loss
+from services.trainer.core.sequences import make_sequence, micro_batches
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+ROWS = [
+    {"problem": f"Multiply by {n}.", "solution": f"def f(x):\n    if x:\n        return x * {n}\n", "lang": "python"}
+    for n in range(6)
+]
+
+
+def _clipped_sum(folder: Path, device: torch.device) -> list[torch.Tensor]:
+    lora = LoraSpec(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "down_proj"))
+    model = add_adapter(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device), lora, seed=0)
+    engine = NativeEngine(model)
+    tokenizer = load_tokenizer(folder)
+    rows = [make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=128) for row in ROWS]
+    for batch in micro_batches(rows, size=3, device=device):
+        engine.accumulate(per_example_loss(model, batch, kl_weight=1.0), max_grad_norm=0.1)
+    return [total.cpu() for total in engine.take_sum()]
+
+
+def test_the_clipped_sum_is_that_of_the_cpu(tiny_llama: Path) -> None:
+    on_cpu = _clipped_sum(tiny_llama, torch.device("cpu"))
+    on_gpu = _clipped_sum(tiny_llama, torch.device("cuda"))
+    for expected, found in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_noise_lands_on_the_device() -> None:
+    noise = secret_gaussian(torch.zeros(100_000, device="cuda"), std=2.0)
+    assert noise.device.type == "cuda"
+    assert abs(float(noise.std()) - 2.0) < 0.05
+
+
+def test_greedy_generation_repeats_itself(tiny_llama: Path) -> None:
+    generator = TransformersGenerator(tiny_llama, batch_size=2)
+    params = SamplingParams(max_new_tokens=16)
+    prompts = ["Question: add\n\nAnswer:", "Question: multiply two numbers\n\nAnswer:", "Question: x\n\nAnswer:"]
+    assert generator.generate(prompts, params=params) == generator.generate(prompts, params=params)
