@@ -17,7 +17,7 @@ from privcode.errors import StageFailed
 
 PROMPTS = ["def", "def parse(self, args", "word " * 40, "def parse(self, args=None", "class A:\n    x = 1", "import"]
 # The first of them is how all the others begin.
-SHARED = ["from typing import Any\n\n" * 4 + prompt for prompt in ("", *PROMPTS)]
+SHARED = ["from typing import Any\n" * 4 + "x = [" + prompt for prompt in ("", *PROMPTS)]
 
 
 @pytest.fixture(scope="module")
