@@ -31,7 +31,7 @@ ROWS = [
     },
     {
         "problem": "Sum of the even numbers of a list, zero where there is none.",
-        "solution": "def even(xs):\n    n = 0\n    for x in xs:\n        if x % 2 == 0:\n            n += x\n    return n",
+        "solution": "def even(xs):\n    n = 0\n    for x in xs:\n        if x % 2 == 0:\n            n += x\n",
         "lang": "python",
     },
     {"problem": "Say hello.", "solution": "print('hello')", "lang": "python"},
