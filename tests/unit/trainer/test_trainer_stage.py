@@ -36,7 +36,7 @@ def spec_with(**over: Any) -> JobSpec:
         "preset": "demo", "dataset": "d", "prompts": "p",
         "privacy": {"target_epsilon": 3.1415, "expected_batch": 4, "steps": 3, "data_seed": 11},
         "sanitize": {"model": "local/tiny", "lora": LORA, "seq_length": 160, "learning_rate": 1e-2},
-        "boost": {"model": "local/tiny", "lora": LORA, "learning_rate": 1e-2, "steps": 12, "batch": 4, "seq_length": 99},
+        "boost": {"model": "local/tiny", "lora": LORA, "learning_rate": 1e-2, "steps": 9, "batch": 4, "seq_length": 99},
         "audit": {"canary_rate": 1},
     }  # fmt: skip
     return resolve({**request, **over})
