@@ -28,20 +28,20 @@ install: $(VENV)/.embedded
 install-dev: $(VENV)/.dev
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("PrivCode needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("PrivCode needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.embedded: $(REQUIREMENTS) | $(VENV)/bin/python
 	@echo "installing into $(VENV) (a few minutes, once)"
-	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
-	$(PIP) --requirement requirements/embedded.txt
-	$(PIP) --no-deps --requirement requirements/data.txt
-	$(PIP) --no-deps --editable .
-	touch $@
+	@$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch==2.13.0
+	@$(PIP) --requirement requirements/embedded.txt
+	@$(PIP) --no-deps --requirement requirements/data.txt
+	@$(PIP) --no-deps --editable .
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.embedded requirements/dev.txt
-	$(PIP) --requirement requirements/dev.txt
-	touch $@
+	@$(PIP) --requirement requirements/dev.txt
+	@touch $@
 
 sandbox:
 	@sh scripts/install-bubblewrap.sh
