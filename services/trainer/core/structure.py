@@ -29,13 +29,8 @@ def structural_spans(code: str, *, lang: str) -> list[tuple[int, int]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     starts, ends = _lines(code)
-    spans = []
-    for node in nodes:
-        line_start, line_end = starts[node.lineno - 1], ends[node.lineno - 1]
-        # ast counts columns in bytes of UTF-8.
-        before = code[line_start:line_end].encode()[: node.col_offset].decode()
-        spans.append((line_start + len(before), line_end))
-    return sorted(spans)
+    # Columns are bytes of UTF-8 to ast, but before a header there is only indentation, which is ASCII.
+    return sorted((starts[node.lineno - 1] + node.col_offset, ends[node.lineno - 1]) for node in nodes)
 
 
 def _lines(code: str) -> tuple[list[int], list[int]]:
