@@ -13,7 +13,7 @@ demo: install sandbox  ## the whole pipeline on a real model, through the HTTP A
 	$(BIN)/privcode demo
 
 test: install-dev sandbox  ## every tier that this machine can run
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 check: install-dev  ## lint, types, layering
 	$(BIN)/ruff check .

@@ -171,7 +171,7 @@ class EmbeddedStack:
 
     def _api_is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -181,6 +181,8 @@ class Worker:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {
             "OMP_NUM_THREADS": str(self._settings.threads),
+            # Threads that spin while they wait lose a time slice at every step when anything else wants a core.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
@@ -258,8 +260,12 @@ def _child_error(folder: Path, stage: str, returncode: int) -> PrivCodeError:
         error = json.loads((folder / "error.json").read_bytes())
         return StageFailed(error["message"], code=error["code"])
     except FileNotFoundError:
+        if returncode == -signal.SIGKILL:
+            return StageFailed(f"{stage} was killed; out of memory is the usual cause", code="stage_killed")
         how = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
-        return StageFailed(f"{stage} was ended by {how}; out of memory is the usual cause", code="stage_killed")
+        return StageFailed(
+            f"{stage} ended with {how} before it could say why; its private log may", code="stage_killed"
+        )
 
 
 def _stage_task(

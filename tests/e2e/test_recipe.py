@@ -119,8 +119,7 @@ def test_the_receipt_the_ledger_and_the_budget_agree(finished: SimpleNamespace, 
 
 
 def test_the_funnel_loses_nothing_unexplained(finished: SimpleNamespace, client: Client) -> None:
-    funnel = client.report_json(finished.id)["funnel"]
-    funnel = funnel.get("value", funnel)
+    funnel = client.report_json(finished.id)["candidates"]["funnel"]
     assert funnel["candidates"] == 6
     assert funnel["candidates"] == funnel["kept"] + sum(funnel["lost"].values())
     assert funnel["candidates"] >= funnel["ran"] >= funnel["described"] >= funnel["kept"] > 0
