@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 REQUIREMENTS := $(wildcard requirements/*.txt services/*/requirements.txt) pyproject.toml
 
-.PHONY: demo test check up migrate install install-dev sandbox clean
+.PHONY: demo test check up bench install install-dev sandbox clean
 
 demo: install sandbox  ## the whole pipeline on a real model, through the HTTP API
 	$(BIN)/privcode demo
@@ -20,6 +20,9 @@ check: install-dev  ## lint, types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: install-dev sandbox  ## the figures of docs/benchmarks.md; each script prints ratios of one run
+	$(BIN)/python benchmarks/wait_policy.py
 
 up: install sandbox  ## the embedded stack until Ctrl-C
 	$(BIN)/privcode up

@@ -44,6 +44,8 @@ router = APIRouter(tags=["jobs"])
 
 _SSE_POLL_SECONDS: Final = 0.5
 _SSE_KEEPALIVE_SECONDS: Final = 15.0
+# The page is self-contained: its own styles and nothing else, no script whatever a dataset's name may say.
+_REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 JobRequest = Annotated[
     dict[str, Any],
@@ -160,7 +162,11 @@ def get_report(
     if artifact is None:
         raise NotFound(f"job: {job_id} has no report yet; it is {job.state}", code="report_not_ready", field="job",
                        value=job_id)  # fmt: skip
-    return FileResponse(context.store.verify(artifact.sha256) / artifact.files[0], media_type=media_type)
+    return FileResponse(
+        context.store.verify(artifact.sha256) / artifact.files[0],
+        media_type=media_type,
+        headers={"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"},
+    )
 
 
 class EventPage(BaseModel):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from privcode.client import ApiError, Client
@@ -160,6 +161,16 @@ def test_nothing_private_gets_out(
 
 def test_the_work_folders_of_finished_stages_are_gone(finished: SimpleNamespace, stack: EmbeddedStack) -> None:
     assert stage_files(stack, finished.id) == []
+
+
+def test_the_report_page_may_run_no_script(finished: SimpleNamespace, stack: EmbeddedStack) -> None:
+    answer = httpx.get(
+        f"{stack.url}/v1/jobs/{finished.id}/report",
+        headers={"Authorization": f"Bearer {stack.admin_key}", "Accept": "text/html"},
+    )
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "script" not in answer.headers["content-security-policy"]
 
 
 def test_a_second_job_that_does_not_fit_is_refused(finished: SimpleNamespace, client: Client) -> None:
