@@ -14,8 +14,9 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from typing import Final
 from celery import Celery
 from celery.worker import state as celery_state
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from privcode import jobs, ledger
@@ -105,7 +107,7 @@ class Worker:
             return None
 
     def _attempt(self, lease: Lease, workspace: Workspace) -> Wake | None:
-        with transaction(self._sessions) as session:
+        with self._kept(lease), transaction(self._sessions) as session:
             stage = session.get_one(Stage, lease.stage_id)
             definition = stage_def(stage.job.recipe, stage.name)
             if lease.attempt > self._settings.max_attempts:
@@ -146,7 +148,8 @@ class Worker:
             output = folder / "outputs" / kind
             if not output.is_dir():
                 raise StageFailed(f"{task.stage} did not write {kind}", code="output_missing")
-            stored = self._store.put(output)
+            with self._kept(lease):
+                stored = self._store.put(output)
             artifacts.append(NewArtifact(kind=kind, label=definition.label(kind, input_labels), stored=stored))
         with transaction(self._sessions) as session:
             wake = jobs.finish_stage(
@@ -221,6 +224,27 @@ class Worker:
                 next_beat = time.monotonic() + self._settings.heartbeat_seconds
             if self._stopping():
                 return _Ended(returncode=-1, stopping=True)
+
+    @contextlib.contextmanager
+    def _kept(self, lease: Lease) -> Iterator[None]:
+        """Prolong the lease while this thread hashes files: a large model on a slow volume takes longer than a lease.
+
+        A lease that is lost meanwhile shows at the next write.
+        """
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.wait(self._settings.heartbeat_seconds):
+                with contextlib.suppress(LeaseLost, SQLAlchemyError):
+                    self._beat(lease, None)
+
+        thread = threading.Thread(target=keep, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _beat(self, lease: Lease, progress: JsonObject | None) -> Directive:
         with transaction(self._sessions) as session:
