@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
-from privcode.ingest import IngestRequest, ingest_in_child
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -29,6 +28,7 @@ from privcode import datasets, ledger
 from privcode.db.models import Dataset
 from privcode.db.session import transaction
 from privcode.errors import InvalidInput
+from privcode.ingest import IngestRequest, ingest_in_child
 from privcode.keys import Caller
 from privcode.results import JsonObject
 
