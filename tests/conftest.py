@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+_MARKED_BY_FOLDER = ("integration", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in _MARKED_BY_FOLDER:
+            item.add_marker(tier)
+
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:

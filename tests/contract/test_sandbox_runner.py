@@ -77,7 +77,7 @@ def test_what_a_caller_who_left_asked_for_is_not_begun(runner: Runner) -> None:
     batch = [Execution(id=str(n), language="python", code="import time; time.sleep(1)") for n in range(40)]
     results = RunnerClient(runner.socket).run(batch, limits=ExecutionLimits())
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     began = time.monotonic()
     (result,) = RunnerClient(runner.socket).run(
         [Execution(id="next", language="python", code="pass")], limits=ExecutionLimits()

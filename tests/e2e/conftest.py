@@ -18,12 +18,6 @@ from privcode.embedded import EmbeddedStack
 MARKER = "zanzibar_marker_7391"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/e2e" in str(item.path):
-            item.add_marker(pytest.mark.e2e)
-
-
 @pytest.fixture(scope="session")
 def homes() -> Iterator[Path]:
     """Where stacks may live: not below pytest's own folder, to which another pytest takes away PostgreSQL's access."""

@@ -20,12 +20,6 @@ from privcode.db.session import SessionFactory, make_sessions, migrate, transact
 from privcode.settings import Settings
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/integration" in str(item.path):
-            item.add_marker(pytest.mark.integration)
-
-
 @pytest.fixture(scope="session")
 def sockets() -> Iterator[Path]:
     # Unix socket paths are short; pytest's own folders may not be.

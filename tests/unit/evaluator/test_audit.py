@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from privcode.canaries import CanaryKind, make_canaries
+from privcode.results import CanaryAudit
 from services.evaluator.core.audit import canary_audit, no_audit
 
 CANARIES = make_canaries(11)
 VALUES = {canary.kind: canary.value for canary in CANARIES}
 
 
-def _audit(**texts: list[str]):  # type: ignore[no-untyped-def]
+def _audit(**texts: list[str]) -> CanaryAudit:
     said = {"junior": [], "synthetic": [], "premium": []} | texts
-    return canary_audit(CANARIES, said, canary_rate=3, prompts=16, samples_per_prompt=2)  # type: ignore[arg-type]
+    return canary_audit(CANARIES, said, canary_rate=3, prompts=16, samples_per_prompt=2)
 
 
 def test_nothing_said_nothing_found() -> None:
