@@ -57,11 +57,15 @@ def make_plan(privacy: PrivacySpec, *, records: int) -> PrivacyPlan:
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
         records=records,
+        unit="record",
+        units=records,
+        max_records_per_unit=1,
         expected_batch=privacy.expected_batch,
         sample_rate=sample_rate,
         steps=privacy.steps,
         noise_multiplier=_calibrate(privacy, sample_rate=sample_rate),
         max_grad_norm=privacy.max_grad_norm,
+        clipping=privacy.clipping,
     )
 
 

@@ -71,11 +71,15 @@ class Plan(TypedDict):
     target_epsilon: float
     target_delta: float
     records: int
+    unit: str
+    units: int
+    max_records_per_unit: int
     expected_batch: int
     sample_rate: float
     steps: int
     noise_multiplier: float
     max_grad_norm: float
+    clipping: str
 
 
 class Estimate(TypedDict):

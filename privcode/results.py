@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from privcode.specs import Clipping, Unit
+
 
 class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,17 +26,23 @@ class Mechanism(Result):
 class PrivacyPlan(Result):
     """One object for the sampler, the calibration, the ledger and the receipt, so that they can't disagree.
 
-    ``records`` counts the private records including planted canaries; ``sample_rate = expected_batch / records``.
+    ``records`` counts the private records including planted canaries. ``units`` is what the sampler draws from: the
+    records themselves, or groups of at most ``max_records_per_unit`` records with one ``unit_id``; ``expected_batch``
+    counts units, and ``sample_rate = expected_batch / units``.
     """
 
     target_epsilon: float
     target_delta: float
     records: int
+    unit: Unit
+    units: int
+    max_records_per_unit: int
     expected_batch: int
     sample_rate: float
     steps: int
     noise_multiplier: float
     max_grad_norm: float
+    clipping: Clipping
 
     @property
     def mechanism(self) -> Mechanism:
@@ -50,11 +58,9 @@ class PrivacyReceipt(Result):
     epsilon_spent: float
     epsilon_rdp: float
     canaries: int
-    unit: Literal["record"] = "record"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampling: Literal["poisson"] = "poisson"
     sampling_seed: Literal["secret", "given"]
-    clipping: Literal["flat"] = "flat"
     accountant: Literal["pld"] = "pld"
     trainable_parameters: int
     signal_to_noise: float

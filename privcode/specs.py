@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PromptTemplate = Literal["qa", "chat"]
 LoraModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+Clipping = Literal["flat", "automatic"]
+Unit = Literal["record", "unit_id"]
+PerExampleEngineName = Literal["native", "opacus_hooks", "opacus_ghost", "fastdp"]
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -26,13 +30,20 @@ class Spec(BaseModel):
 class PrivacySpec(Spec):
     """Everything the (epsilon, delta) guarantee of the sanitize stage depends on.
 
-    The unit is the record, adjacency is add-or-remove-one, sampling is Poisson with
-    ``sample_rate = expected_batch / records``; ``noise_multiplier`` is calibrated, never asked for.
+    The unit is the record, or all records with one ``unit_id`` where the dataset has that column; adjacency is
+    add-or-remove-one unit, sampling is Poisson with ``sample_rate = expected_batch / units``; ``noise_multiplier`` is
+    calibrated, never asked for.
+
+    ``clipping``: ``flat`` scales a unit's whole gradient g by min(1, C / |g|), ``automatic`` by C / (|g| + 0.01)
+    (Bu et al. 2023, arXiv 2206.07136), with C = ``max_grad_norm``. ``max_records_per_unit``: at most so many of a
+    unit's records are used, chosen before training.
     """
 
     target_epsilon: PositiveFloat
     target_delta: Probability
     max_grad_norm: PositiveFloat = 1.0
+    clipping: Clipping = "flat"
+    max_records_per_unit: PositiveInt = 8
     expected_batch: PositiveInt
     steps: PositiveInt
     data_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
@@ -57,8 +68,10 @@ class LoraSpec(Spec):
 
 class PrivSASpec(Spec):
     """lambda(t) = lambda_min + (lambda_max - lambda_min) * exp(-alpha * floor(t / 20) * 20),
-    t = optimizer step * nominal_accumulation. ``lambda_max = lambda_min = 0`` turns the term off."""
+    t = optimizer step * nominal_accumulation, where ``schedule`` is ``exponential``. The paper's ablations:
+    ``constant`` keeps lambda at ``lambda_max``, ``off`` leaves the term out."""
 
+    schedule: Literal["exponential", "constant", "off"] = "exponential"
     lambda_max: Annotated[float, Field(ge=0)] = 1000.0
     lambda_min: Annotated[float, Field(ge=0)] = 0.1
     alpha: Annotated[float, Field(ge=0)] = 0.01
@@ -162,9 +175,19 @@ class AuditSpec(Spec):
 
 
 class RuntimeSpec(Spec):
-    """What only changes speed and memory. No value here may change a guarantee or a receipt."""
+    """What only changes speed and memory. No value here may change a guarantee or a receipt.
+
+    ``micro_batch``: rows at a time; where memory runs out it is halved. ``teacher``: whether PrivSA's base model is
+    asked at each step, or its hidden states are kept on disk once computed. ``processes``: data-parallel ranks on this
+    machine. ``base_dtype``: in which type the frozen base model is held; the adapter is always float32.
+    """
 
     micro_batch: PositiveInt = 4
+    per_example_engine: PerExampleEngineName = "native"
+    gradient_checkpointing: bool = False
+    base_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    teacher: Literal["inline", "cached"] = "inline"
     generate_batch: PositiveInt = 32
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     checkpoint_every: PositiveInt = 10

@@ -110,7 +110,8 @@ def running_stub() -> Iterator[ApiStub]:
 def plan(**over: Any) -> dict[str, Any]:
     return {
         "target_epsilon": 4.0, "target_delta": 1e-5, "records": 600, "expected_batch": 16, "sample_rate": 0.0267,
-        "steps": 4, "noise_multiplier": 0.61, "max_grad_norm": 1.0,
+        "steps": 4, "noise_multiplier": 0.61, "max_grad_norm": 1.0, "clipping": "flat", "unit": "record", "units": 600,
+        "max_records_per_unit": 1,
     } | over  # fmt: skip
 
 

@@ -23,6 +23,10 @@ PLAN = PrivacyPlan(
     steps=4,
     noise_multiplier=1.0,
     max_grad_norm=1.0,
+    clipping="flat",
+    unit="record",
+    units=100,
+    max_records_per_unit=1,
 )
 
 

@@ -19,10 +19,10 @@ from privcode.results import PrivacyReceipt, SyntheticPair
 from privcode.stage_io import Stage, run_child
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import StepMetrics, train
-from services.trainer.core.engine import NativeEngine
 from services.trainer.core.finetune import finetune
 from services.trainer.core.lora import add_adapter, save_adapter
 from services.trainer.core.merge import merge
+from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
 from services.trainer.core.privsa import require_plain_head
 from services.trainer.core.sampler import PoissonSampler
@@ -55,11 +55,11 @@ def run_sanitize(stage: Stage) -> None:
 
     train(
         model,
-        sequences,
+        [[sequence] for sequence in sequences],
         plan=plan,
         spec=spec,
         engine=engine,
-        sampler=PoissonSampler(records=plan.records, sample_rate=plan.sample_rate, seed=stage.spec.privacy.data_seed),
+        sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=stage.spec.privacy.data_seed),
         noise=secret_gaussian,
         counter=counter,
         checkpoints=CheckpointFile(stage.keep_dir, run=_run_identity(stage)),

@@ -21,7 +21,7 @@ from privcode.stage_io import StageEnvironment, StageInput, StageTask
 
 PLAN = PrivacyPlan(
     target_epsilon=4.0, target_delta=1e-5, records=64, expected_batch=16, sample_rate=0.25, steps=4,
-    noise_multiplier=1.0, max_grad_norm=1.0,
+    noise_multiplier=1.0, max_grad_norm=1.0, clipping="flat", unit="record", units=64, max_records_per_unit=1,
 )  # fmt: skip
 
 PASSING = "```python\npass\n```"

@@ -12,11 +12,12 @@ from lm.generator import SamplingParams
 from lm.models import load_tokenizer
 from lm.transformers_engine import TransformersGenerator
 from privcode.specs import LoraSpec
-from services.trainer.core.engine import NativeEngine
+from services.trainer.core.engine import ClippingRule
 from services.trainer.core.lora import add_adapter
+from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
 from services.trainer.core.privsa import per_example_loss
-from services.trainer.core.sequences import make_sequence, micro_batches
+from services.trainer.core.sequences import collate, make_sequence, micro_batches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,8 +36,9 @@ def _clipped_sum(folder: Path, device: torch.device) -> list[torch.Tensor]:
     engine = NativeEngine(model)
     tokenizer = load_tokenizer(folder)
     rows = [make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=128) for row in ROWS]
-    for batch in micro_batches(rows, size=3, device=device):
-        engine.accumulate(per_example_loss(model, batch, kl_weight=1.0), max_grad_norm=0.1)
+    rule = ClippingRule(max_grad_norm=0.1, style="flat")
+    for part in micro_batches([[row] for row in rows], size=3):
+        engine.accumulate(per_example_loss(model, collate(part, device=device), kl_weight=1.0), rule=rule)
     return [total.cpu() for total in engine.take_sum()]
 
 

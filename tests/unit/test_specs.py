@@ -152,7 +152,8 @@ requests = st.fixed_dictionaries(
     {
         "privacy": st.fixed_dictionaries(
             {"target_epsilon": positive, "target_delta": share, "max_grad_norm": positive, "expected_batch": count,
-             "steps": count, "data_seed": st.none() | seed}
+             "steps": count, "data_seed": st.none() | seed, "max_records_per_unit": count,
+             "clipping": st.sampled_from(["flat", "automatic"])}
         ),
         "sanitize": st.fixed_dictionaries(
             {

@@ -22,7 +22,7 @@ def stage_task(folder: Path) -> StageTask:
     spec = resolve({"preset": "demo", "dataset": "ds_1", "prompts": "ds_2"})
     plan = PrivacyPlan(
         target_epsilon=4.0, target_delta=1e-5, records=100, expected_batch=16, sample_rate=0.16, steps=4,
-        noise_multiplier=0.9, max_grad_norm=1.0,
+        noise_multiplier=0.9, max_grad_norm=1.0, clipping="flat", unit="record", units=100, max_records_per_unit=1,
     )  # fmt: skip
     return StageTask(
         job_id="job_1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from privcode.results import BenchmarkScore, CanaryAudit, PrivacyReceipt, Rate
 
@@ -31,13 +32,16 @@ def rate(figure: Rate) -> str:
     return f"{figure.successes} of {figure.n} ({percent(figure.value)}; {interval})"
 
 
+_UNIT_NAMES: Final = {"record": "record", "unit_id": "unit (all records with one unit_id)"}
+
+
 def guarantee(receipt: PrivacyReceipt) -> str:
     epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
     factor = f"{math.exp(receipt.epsilon_spent):,.1f}" if receipt.epsilon_spent < 20 else f"e^{epsilon}"
     return (
-        f"Whether any one {receipt.unit} was in the data set or not changes the probability of whatever models and "
-        f"data this job releases by at most a factor of {factor} (e to the power of epsilon = {epsilon}) and an added "
-        f"delta = {delta}. This holds whatever anyone does with them later on."
+        f"Whether any one {_UNIT_NAMES[receipt.plan.unit]} was in the data set or not changes the probability of "
+        f"whatever models and data this job releases by at most a factor of {factor} (e to the power of "
+        f"epsilon = {epsilon}) and an added delta = {delta}. This holds whatever anyone does with them later on."
     )
 
 

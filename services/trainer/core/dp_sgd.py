@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,19 +16,19 @@ from privcode.errors import StageFailed
 from privcode.results import PrivacyPlan
 from privcode.specs import SanitizeSpec
 from services.trainer.core.checkpoint import Checkpoint, CheckpointFile, StepCounter
-from services.trainer.core.engine import ClipCounts, PerExampleEngine
+from services.trainer.core.engine import ClipCounts, ClippingRule, PerExampleEngine
 from services.trainer.core.lora import trainable
 from services.trainer.core.noise import NoiseSource
 from services.trainer.core.privsa import lambda_at, per_example_loss
 from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.schedule import learning_rate_at
-from services.trainer.core.sequences import TokenSequence, micro_batches
+from services.trainer.core.sequences import TokenSequence, collate, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One step, for the private training log: computed from the records without noise. ``loss`` is the mean of
-    loss_i over the lot, None for an empty one; ``clipped`` and ``non_finite`` count examples."""
+    """One step, for the private training log: computed from the records without noise. ``loss`` is the mean
+    of the units' losses over the lot, None for an empty one; ``lot``, ``clipped`` and ``non_finite`` count units."""
 
     step: int
     lot: int
@@ -44,7 +45,7 @@ class StepMetrics:
 
 def train(
     model: PeftModel,
-    sequences: Sequence[TokenSequence],
+    units: Sequence[Sequence[TokenSequence]],
     *,
     plan: PrivacyPlan,
     spec: SanitizeSpec,
@@ -59,11 +60,18 @@ def train(
 ) -> None:
     """Take the plan's steps, those before the newest checkpoint excepted. Changes the model's adapter in place.
 
-    ``micro_batch`` and ``checkpoint_every`` change speed and memory only. Raises :class:`StageFailed`
-    (``records_changed``) unless there are as many sequences as the plan has records.
+    ``units``: the records of each privacy unit, one sequence a record. ``micro_batch`` and ``checkpoint_every`` change
+    speed and memory only. Raises :class:`StageFailed` (``records_changed``) unless there are as many units as the plan
+    has, and none with more records than it allows.
     """
-    if len(sequences) != plan.records:
-        raise StageFailed(f"{len(sequences)} records, the plan has {plan.records}", code="records_changed")
+    largest = max(map(len, units), default=0)
+    if len(units) != plan.units or largest > plan.max_records_per_unit:
+        raise StageFailed(
+            f"{len(units)} units of up to {largest} records, the plan has {plan.units} of up to "
+            f"{plan.max_records_per_unit}",
+            code="records_changed",
+        )
+    rule = ClippingRule(max_grad_norm=plan.max_grad_norm, style=plan.clipping)
     optimizer = torch.optim.AdamW(engine.parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
     first = _restore(model, optimizer, checkpoints.load())
     for step in range(first, plan.steps):
@@ -72,11 +80,15 @@ def train(
         learning_rate = learning_rate_at(
             step, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=plan.steps
         )
-        lot = [sequences[index] for index in sampler.draw(step)]
-        total, counts = 0.0, []
-        for batch in micro_batches(lot, size=micro_batch, device=model.device):
-            losses = per_example_loss(model, batch, kl_weight=kl_weight)
-            counts.append(engine.accumulate(losses, max_grad_norm=plan.max_grad_norm))
+        lot = [units[index] for index in sampler.draw(step)]
+        total, counts = 0.0, ClipCounts()
+        waiting = deque(micro_batches(lot, size=micro_batch))
+        while waiting:
+            rows = waiting.popleft()
+            batch = collate(rows, device=model.device)
+            losses = per_example_loss(model, batch, kl_weight=kl_weight) * batch.weights
+            unfinished = bool(waiting) and waiting[0][0].unit == rows[-1].unit
+            counts += engine.accumulate(losses, rule=rule, units=batch.units, unfinished=unfinished)
             total += float(losses.detach().sum())
         counter.count()
         for parameter, clipped_sum in zip(engine.parameters, engine.take_sum(), strict=True):
@@ -90,7 +102,8 @@ def train(
                 step=step + 1,
                 lot=len(lot),
                 loss=total / len(lot) if lot else None,
-                **_total(counts),
+                clipped=counts.clipped,
+                non_finite=counts.non_finite,
                 kl_weight=kl_weight,
                 learning_rate=learning_rate,
                 seconds=time.monotonic() - started,
@@ -103,14 +116,6 @@ def _step(optimizer: torch.optim.AdamW, *, learning_rate: float) -> None:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _total(counts: Iterable[ClipCounts]) -> dict[str, int]:
-    totals = {"clipped": 0, "non_finite": 0}
-    for count in counts:
-        totals["clipped"] += count.clipped
-        totals["non_finite"] += count.non_finite
-    return totals
 
 
 def _state(model: PeftModel, optimizer: torch.optim.AdamW, *, step: int) -> Checkpoint:

@@ -12,7 +12,7 @@ from privcode.specs import BoostSpec
 from services.trainer.core.lora import trainable
 from services.trainer.core.privsa import per_example_loss
 from services.trainer.core.schedule import learning_rate_at
-from services.trainer.core.sequences import TokenSequence, micro_batches
+from services.trainer.core.sequences import TokenSequence, collate, micro_batches
 
 
 def finetune(
@@ -41,8 +41,9 @@ def finetune(
                 group["lr"] = learning_rate_at(
                     step, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=spec.steps
                 )
-            examples = [usable[next(draws)] for _ in range(spec.batch)]
-            for batch in micro_batches(examples, size=micro_batch, device=model.device):
+            examples = [[usable[next(draws)]] for _ in range(spec.batch)]
+            for rows in micro_batches(examples, size=micro_batch):
+                batch = collate(rows, device=model.device)
                 loss = per_example_loss(model, batch, kl_weight=0.0).sum() / spec.batch
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

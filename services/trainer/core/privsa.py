@@ -23,7 +23,11 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def lambda_at(step: int, *, spec: PrivSASpec) -> float:
-    """lambda(t) at optimizer step ``step`` (from 0), constant for 20 of the paper's micro-batches t."""
+    """lambda(t) at optimizer step ``step`` (from 0); the exponential falls every 20 of the paper's micro-batches."""
+    if spec.schedule == "off":
+        return 0.0
+    if spec.schedule == "constant":
+        return spec.lambda_max
     t = step * spec.nominal_accumulation
     return spec.lambda_min + (spec.lambda_max - spec.lambda_min) * math.exp(-spec.alpha * (t // 20) * 20)
 

@@ -14,7 +14,7 @@ from privcode.specs import PromptTemplate
 from services.trainer.core.structure import structural_spans
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSequence:
     """One record, truncated to ``seq_length``.
 
@@ -31,12 +31,26 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Right-padded sequences. All three tensors are [batch, longest]; padding is neither answer nor structure."""
+class Row:
+    """A record of the unit number ``unit`` of a lot. ``weight``: 1 / (records of that unit in the lot), so that a
+    unit's gradient is the mean of its records' gradients."""
 
+    sequence: TokenSequence
+    unit: int
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Right-padded rows. The masks and ids are [batch, longest]; padding is neither answer nor structure. ``units``:
+    int64 [batch], not decreasing; ``weights``: float32 [batch]."""
+
+    sequences: tuple[TokenSequence, ...]
     token_ids: Tensor
     answer: Tensor
     structure: Tensor
+    units: Tensor
+    weights: Tensor
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -63,24 +77,35 @@ def make_sequence(
     return TokenSequence(token_ids=token_ids, answer=is_answer, structure=is_structure & is_answer)
 
 
-def collate(sequences: Sequence[TokenSequence], *, device: torch.device) -> Batch:
+def collate(rows: Sequence[Row], *, device: torch.device) -> Batch:
     """Pad on the right. The padding's token id is 0: attention is causal, so that no real position sees it."""
 
     def pad(tensors: list[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
 
+    sequences = tuple(row.sequence for row in rows)
     return Batch(
+        sequences=sequences,
         token_ids=pad([sequence.token_ids for sequence in sequences]),
         answer=pad([sequence.answer for sequence in sequences]),
         structure=pad([sequence.structure for sequence in sequences]),
+        units=torch.tensor([row.unit for row in rows], device=device),
+        weights=torch.tensor([row.weight for row in rows], dtype=torch.float32, device=device),
     )
 
 
-def micro_batches(sequences: Sequence[TokenSequence], *, size: int, device: torch.device) -> list[Batch]:
-    """Cut an already sampled lot into batches of at most ``size``, longest first, so that little is padding.
+def micro_batches(lot: Sequence[Sequence[TokenSequence]], *, size: int) -> list[list[Row]]:
+    """Cut an already sampled lot of units into at most ``size`` rows each.
 
-    Sequences without an answer token (the prompt fills ``seq_length``) have no loss and are left out.
+    Units with a long record come first, so that little is padding; a unit's rows stay together, and may be cut by the
+    end of a micro-batch. Sequences without an answer token (the prompt fills ``seq_length``) have no loss and are left
+    out.
     """
-    with_answer = [sequence for sequence in sequences if bool(sequence.answer.any())]
-    ordered = sorted(with_answer, key=len, reverse=True)
-    return [collate(ordered[start : start + size], device=device) for start in range(0, len(ordered), size)]
+    units = [[sequence for sequence in unit if bool(sequence.answer.any())] for unit in lot]
+    units = sorted((unit for unit in units if unit), key=lambda unit: max(map(len, unit)), reverse=True)
+    rows = [
+        Row(sequence=sequence, unit=number, weight=1 / len(unit))
+        for number, unit in enumerate(units)
+        for sequence in unit
+    ]
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

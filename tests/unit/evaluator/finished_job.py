@@ -54,6 +54,10 @@ def receipt(spec: JobSpec, **others: Any) -> PrivacyReceipt:
         steps=4,
         noise_multiplier=0.6732,
         max_grad_norm=1.0,
+        clipping="flat",
+        unit="record",
+        units=597,
+        max_records_per_unit=1,
     )
     values: dict[str, Any] = {
         "plan": plan,

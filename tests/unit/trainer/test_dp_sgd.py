@@ -16,8 +16,8 @@ from privcode.results import PrivacyPlan
 from privcode.specs import LoraSpec, PrivSASpec, SanitizeSpec
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import StepMetrics, train
-from services.trainer.core.engine import NativeEngine
 from services.trainer.core.lora import trainable
+from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import NoiseSource, secret_gaussian
 from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.schedule import learning_rate_at
@@ -36,7 +36,8 @@ def no_noise(like: Tensor, *, std: float) -> Tensor:
 
 def plan_of(sequences: list[TokenSequence], **values: Any) -> PrivacyPlan:
     defaults: dict[str, Any] = {
-        "target_epsilon": 4.0, "target_delta": 1e-5, "records": len(sequences), "expected_batch": 3, "sample_rate": 0.6,
+        "target_epsilon": 4.0, "target_delta": 1e-5, "records": len(sequences), "unit": "record",
+        "units": len(sequences), "max_records_per_unit": 1, "clipping": "flat", "expected_batch": 3, "sample_rate": 0.6,
         "steps": 4, "noise_multiplier": 0.5, "max_grad_norm": 0.7,
     }  # fmt: skip
     return PrivacyPlan.model_validate({**defaults, **values})
@@ -50,8 +51,8 @@ def run(
     plan = plan or plan_of(sequences)
     steps: list[StepMetrics] = []
     train(
-        model, sequences, plan=plan, spec=spec, engine=NativeEngine(model),
-        sampler=PoissonSampler(records=plan.records, sample_rate=plan.sample_rate, seed=seed), noise=noise,
+        model, [[sequence] for sequence in sequences], plan=plan, spec=spec, engine=NativeEngine(model),
+        sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=seed), noise=noise,
         counter=StepCounter(folder), checkpoints=CheckpointFile(folder, run=run), checkpoint_every=checkpoint_every,
         micro_batch=micro_batch, on_step=steps.append,
     )  # fmt: skip

@@ -18,12 +18,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from privcode.errors import StageFailed
 from privcode.models import ModelShape
 from privcode.specs import LoraModule, LoraSpec
-from services.trainer.core.engine import NativeEngine
+from services.trainer.core.engine import ClippingRule
 from services.trainer.core.lora import add_adapter, lora_layers, trainable
+from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.privsa import per_example_loss
-from services.trainer.core.sequences import TokenSequence, collate, micro_batches
+from services.trainer.core.sequences import Batch, Row, TokenSequence, collate, micro_batches
 
 CPU = torch.device("cpu")
+
+
+def flat_rule(max_grad_norm: float) -> ClippingRule:
+    return ClippingRule(max_grad_norm=max_grad_norm, style="flat")
+
+
+def batch_of(sequences: list[TokenSequence]) -> Batch:
+    """Each sequence a unit of its own, in their order."""
+    return collate([Row(sequence=one, unit=number, weight=1.0) for number, one in enumerate(sequences)], device=CPU)
 
 
 def brute_force(
@@ -34,7 +44,7 @@ def brute_force(
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     norms = []
     for sequence in sequences:
-        (loss,) = per_example_loss(model, collate([sequence], device=CPU), kl_weight=kl_weight)
+        (loss,) = per_example_loss(model, batch_of([sequence]), kl_weight=kl_weight)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         norm = float(torch.cat([gradient.flatten() for gradient in gradients]).double().norm())
         norms.append(norm)
@@ -47,8 +57,9 @@ def engine_sum(
     model: PeftModel, sequences: list[TokenSequence], *, kl_weight: float, max_grad_norm: float, size: int
 ) -> dict[str, Tensor]:
     engine = NativeEngine(model)
-    for batch in micro_batches(sequences, size=size, device=CPU):
-        engine.accumulate(per_example_loss(model, batch, kl_weight=kl_weight), max_grad_norm=max_grad_norm)
+    for rows in micro_batches([[sequence] for sequence in sequences], size=size):
+        batch = collate(rows, device=CPU)
+        engine.accumulate(per_example_loss(model, batch, kl_weight=kl_weight), rule=flat_rule(max_grad_norm))
     found = {id(p): total for p, total in zip(engine.parameters, engine.take_sum(), strict=True)}
     return {name: found[id(parameter)] for name, parameter in trainable(model).items()}
 
@@ -124,7 +135,7 @@ def test_dropout_is_in_the_gradient_and_not_in_the_teacher(
     spec = LoraSpec(rank=2, alpha=4.0, dropout=0.5, target_modules=("q_proj", "down_proj"))
     model = add_adapter(llama, spec, seed=0)
     randomise(model)
-    batch = collate(sequences, device=CPU)
+    batch = batch_of(sequences)
     NativeEngine(model)
     first, second = (per_example_loss(model, batch, kl_weight=0.0) for _ in range(2))
     assert not torch.allclose(first, second)
@@ -142,13 +153,13 @@ def test_dropout_gradient_is_that_of_the_function_it_draws(llama: LlamaForCausal
     mask = torch.ones(1, 12, dtype=torch.bool)
     mask[0, 0] = False
     sequence = TokenSequence(token_ids=torch.arange(5, 17), answer=mask[0], structure=torch.zeros(12, dtype=torch.bool))
-    batch = collate([sequence], device=CPU)
+    batch = batch_of([sequence])
 
     def loss() -> Tensor:
         torch.manual_seed(3)
         return per_example_loss(model, batch, kl_weight=0.0)
 
-    engine.accumulate(loss(), max_grad_norm=1e9)
+    engine.accumulate(loss(), rule=flat_rule(1e9))
     for parameter, gradient in zip(engine.parameters, engine.take_sum(), strict=True):
         direction = torch.ones_like(parameter)
         values = []
@@ -181,8 +192,8 @@ def test_an_example_that_is_not_finite_adds_nothing(
     rest = sequences[:1] + sequences[2:]
     expected, _ = brute_force(adapted, rest, kl_weight=0.0, max_grad_norm=0.5)
     engine = NativeEngine(adapted)
-    losses = per_example_loss(adapted, collate(sequences, device=CPU), kl_weight=0.0)
-    counts = engine.accumulate(losses * torch.tensor([1.0, bad, 1.0, 1.0, 1.0]), max_grad_norm=0.5)
+    losses = per_example_loss(adapted, batch_of(sequences), kl_weight=0.0)
+    counts = engine.accumulate(losses * torch.tensor([1.0, bad, 1.0, 1.0, 1.0]), rule=flat_rule(0.5))
     assert counts.non_finite == 1
     found = {id(p): total for p, total in zip(engine.parameters, engine.take_sum(), strict=True)}
     total = {name: found[id(parameter)] for name, parameter in trainable(adapted).items()}
@@ -191,10 +202,10 @@ def test_an_example_that_is_not_finite_adds_nothing(
 
 def test_the_sum_starts_again_from_zero(adapted: PeftModel, sequences: list[TokenSequence]) -> None:
     engine = NativeEngine(adapted)
-    batch = collate(sequences[:2], device=CPU)
+    batch = batch_of(sequences[:2])
     sums = []
     for _ in range(2):
-        engine.accumulate(per_example_loss(adapted, batch, kl_weight=0.0), max_grad_norm=1.0)
+        engine.accumulate(per_example_loss(adapted, batch, kl_weight=0.0), rule=flat_rule(1.0))
         sums.append(engine.take_sum())
     assert all(torch.equal(*pair) for pair in zip(*sums, strict=True))
     assert all(not total.any() for total in engine.take_sum())

@@ -11,14 +11,19 @@ from privcode.errors import StageFailed
 from privcode.specs import LoraSpec, PrivSASpec
 from services.trainer.core.lora import add_adapter, trainable
 from services.trainer.core.privsa import lambda_at, per_example_loss, require_plain_head
-from services.trainer.core.sequences import TokenSequence, collate
+from services.trainer.core.sequences import Batch, Row, TokenSequence, collate
 
 CPU = torch.device("cpu")
 
 
+def batch_of(sequences: list[TokenSequence]) -> Batch:
+    """Each sequence a unit of its own, in their order."""
+    return collate([Row(sequence=one, unit=number, weight=1.0) for number, one in enumerate(sequences)], device=CPU)
+
+
 def test_loss_is_the_definition(adapted: PeftModel, sequences: list[TokenSequence]) -> None:
     weight = 3.0
-    found = per_example_loss(adapted, collate(sequences, device=CPU), kl_weight=weight)
+    found = per_example_loss(adapted, batch_of(sequences), kl_weight=weight)
     for sequence, loss in zip(sequences, found, strict=True):
         ids = sequence.token_ids[None]
         with torch.no_grad():
@@ -34,7 +39,7 @@ def test_loss_is_the_definition(adapted: PeftModel, sequences: list[TokenSequenc
 
 
 def test_an_example_without_structure_has_no_kl(adapted: PeftModel, sequences: list[TokenSequence]) -> None:
-    batch = collate(sequences, device=CPU)
+    batch = batch_of(sequences)
     plain = per_example_loss(adapted, batch, kl_weight=0.0)
     regularised = per_example_loss(adapted, batch, kl_weight=100.0)
     without = torch.tensor([not bool(sequence.structure.any()) for sequence in sequences])
@@ -46,8 +51,8 @@ def test_an_example_without_structure_has_no_kl(adapted: PeftModel, sequences: l
 def test_losses_depend_on_their_own_example_only(adapted: PeftModel, sequences: list[TokenSequence]) -> None:
     others = sequences[2]
     for kl_weight in (0.0, 50.0):
-        before = per_example_loss(adapted, collate(sequences[:2], device=CPU), kl_weight=kl_weight)
-        after = per_example_loss(adapted, collate([sequences[0], others], device=CPU), kl_weight=kl_weight)
+        before = per_example_loss(adapted, batch_of(sequences[:2]), kl_weight=kl_weight)
+        after = per_example_loss(adapted, batch_of([sequences[0], others]), kl_weight=kl_weight)
         assert float(before[0]) == pytest.approx(float(after[0]), rel=1e-5)
         assert float(before[1]) != pytest.approx(float(after[1]), rel=1e-5)
         parameters = list(trainable(adapted).values())
@@ -58,7 +63,7 @@ def test_losses_depend_on_their_own_example_only(adapted: PeftModel, sequences: 
 
 
 def test_the_kl_term_alone_moves_the_adapter(adapted: PeftModel, sequences: list[TokenSequence]) -> None:
-    batch = collate(sequences[:2], device=CPU)
+    batch = batch_of(sequences[:2])
 
     def kl() -> torch.Tensor:
         both = per_example_loss(adapted, batch, kl_weight=1.0)
@@ -74,7 +79,7 @@ def test_the_kl_term_alone_moves_the_adapter(adapted: PeftModel, sequences: list
 
 def test_a_new_adapter_is_the_base_model(llama: LlamaForCausalLM, sequences: list[TokenSequence]) -> None:
     model = add_adapter(llama, LoraSpec(rank=2, alpha=4.0, target_modules=("q_proj",)), seed=0)
-    batch = collate(sequences, device=CPU)
+    batch = batch_of(sequences)
     plain = per_example_loss(model, batch, kl_weight=0.0)
     torch.testing.assert_close(per_example_loss(model, batch, kl_weight=1.0), plain, rtol=0, atol=1e-5)
 
@@ -88,6 +93,11 @@ def test_lambda_falls_in_steps_of_twenty_micro_batches() -> None:
     assert lambda_at(99, spec=spec) == pytest.approx(0.1, abs=1e-3)
     assert lambda_at(7, spec=PrivSASpec(lambda_max=0, lambda_min=0)) == 0.0
     assert lambda_at(7, spec=PrivSASpec(lambda_max=5, lambda_min=5)) == 5.0
+
+
+def test_the_ablations_of_the_schedule() -> None:
+    assert [lambda_at(step, spec=PrivSASpec(schedule="constant")) for step in (0, 50)] == [1000.0, 1000.0]
+    assert [lambda_at(step, spec=PrivSASpec(schedule="off")) for step in (0, 50)] == [0.0, 0.0]
 
 
 def test_a_head_with_soft_capping_is_refused(adapted: PeftModel) -> None:

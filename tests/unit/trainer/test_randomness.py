@@ -37,23 +37,23 @@ def test_noise_without_standard_deviation_is_zero() -> None:
 
 
 def test_a_given_seed_draws_the_same_lots_whatever_the_order_of_steps() -> None:
-    one, other = (PoissonSampler(records=1000, sample_rate=0.02, seed=5) for _ in range(2))
+    one, other = (PoissonSampler(units=1000, sample_rate=0.02, seed=5) for _ in range(2))
     forwards = [one.draw(step).tolist() for step in range(4)]
     backwards = [other.draw(step).tolist() for step in reversed(range(4))][::-1]
     assert forwards == backwards
     assert len({tuple(lot) for lot in forwards}) == 4
-    assert PoissonSampler(records=1000, sample_rate=0.02, seed=6).draw(0).tolist() != forwards[0]
+    assert PoissonSampler(units=1000, sample_rate=0.02, seed=6).draw(0).tolist() != forwards[0]
 
 
 def test_without_a_seed_no_lot_comes_twice() -> None:
-    sampler = PoissonSampler(records=1000, sample_rate=0.5, seed=None)
+    sampler = PoissonSampler(units=1000, sample_rate=0.5, seed=None)
     assert sampler.draw(0).tolist() != sampler.draw(0).tolist()
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_lots_are_poisson(seed: int | None) -> None:
     records, rate, steps = 200, 0.05, 4000
-    sampler = PoissonSampler(records=records, sample_rate=rate, seed=seed)
+    sampler = PoissonSampler(units=records, sample_rate=rate, seed=seed)
     lots = [sampler.draw(step) for step in range(steps)]
     sizes = np.array([len(lot) for lot in lots])
     # A lot's size is binomial: a sampler with fixed-size lots has no variance, one with replacement repeats records.
@@ -66,5 +66,5 @@ def test_lots_are_poisson(seed: int | None) -> None:
 
 
 def test_extreme_rates() -> None:
-    assert PoissonSampler(records=50, sample_rate=1.0, seed=None).draw(0).tolist() == list(range(50))
-    assert not PoissonSampler(records=50, sample_rate=1e-12, seed=None).draw(0).size
+    assert PoissonSampler(units=50, sample_rate=1.0, seed=None).draw(0).tolist() == list(range(50))
+    assert not PoissonSampler(units=50, sample_rate=1e-12, seed=None).draw(0).size

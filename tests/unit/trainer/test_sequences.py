@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lm.prompting import answer_text, prompt_text
-from services.trainer.core.sequences import TokenSequence, make_sequence, micro_batches
+from services.trainer.core.sequences import TokenSequence, collate, make_sequence, micro_batches
 
 ROW = {
     "problem": "Grüße eine Liste, ohne if.",
@@ -47,11 +47,11 @@ def test_a_prompt_that_fills_the_sequence_has_no_loss(tokenizer: PreTrainedToken
     row = {**ROW, "problem": "long " * 200}
     sequence = make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=64)
     assert not sequence.answer.any()
-    assert micro_batches([sequence], size=4, device=CPU) == []
+    assert micro_batches([[sequence]], size=4) == []
 
 
 def test_micro_batches_sort_by_length_and_keep_every_example(sequences: list[TokenSequence]) -> None:
-    batches = micro_batches(sequences, size=2, device=CPU)
+    batches = [collate(rows, device=CPU) for rows in micro_batches([[one] for one in sequences], size=2)]
     assert [len(batch) for batch in batches] == [2, 2, 1]
     widths = [batch.token_ids.shape[1] for batch in batches]
     assert widths == sorted(widths, reverse=True)
