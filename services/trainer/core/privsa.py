@@ -17,7 +17,9 @@ from torch import Tensor
 
 from privcode.errors import StageFailed
 from privcode.specs import PrivSASpec
+from services.trainer.core.head_loss import Targets, head_loss
 from services.trainer.core.sequences import Batch
+from services.trainer.core.teacher import InlineTeacher, Teacher, hidden_states
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -32,20 +34,32 @@ def lambda_at(step: int, *, spec: PrivSASpec) -> float:
     return spec.lambda_min + (spec.lambda_max - spec.lambda_min) * math.exp(-spec.alpha * (t // 20) * 20)
 
 
-def per_example_loss(model: PeftModel, batch: Batch, *, kl_weight: float) -> Tensor:
+def per_example_loss(model: PeftModel, batch: Batch, *, kl_weight: float, teacher: Teacher | None = None) -> Tensor:
     """loss_i of each example, float32 [batch], with a graph to the adapter. ``kl_weight`` is lambda(t).
 
-    ``p_base`` is the same network with the adapter off. The head is applied where a term needs it and nowhere else.
+    The head is applied where a term needs it and nowhere else. ``teacher``: where p_base comes from, by default the
+    same network with its adapter off, asked anew.
     """
     rows, positions = batch.answer.nonzero(as_tuple=True)
-    log_p = _log_probabilities(model, _hidden(model, batch.token_ids)[rows, positions - 1])
-    picked = log_p.gather(1, batch.token_ids[rows, positions, None]).squeeze(1)
-    loss = _mean_by_row(-picked, rows, len(batch))
-    if kl_weight > 0 and bool(batch.structure.any()):
-        structural = batch.structure[rows, positions]
-        divergence = _divergence(_base_log_probabilities(model, batch), log_p[structural])
-        loss = loss + kl_weight * _mean_by_row(divergence, rows[structural], len(batch))
-    return loss
+    structural = batch.structure[rows, positions]
+    if kl_weight == 0:
+        structural = torch.zeros_like(structural)
+    hidden = hidden_states(model, batch.token_ids)[rows, positions - 1]
+    base = hidden.new_empty(0, hidden.shape[-1])
+    if bool(structural.any()):
+        base = (teacher or InlineTeacher(model))(batch).to(hidden.dtype)
+    losses = head_loss(
+        hidden,
+        model.get_base_model().get_output_embeddings(),
+        Targets(
+            tokens=batch.token_ids[rows, positions],
+            ce_weights=_shares(rows, len(batch)),
+            structural=structural,
+            kl_weights=kl_weight * _shares(rows[structural], len(batch)),
+            teacher=base,
+        ),
+    )
+    return losses.new_zeros(len(batch)).index_add(0, rows, losses)
 
 
 def require_plain_head(model: PeftModel) -> None:
@@ -56,32 +70,6 @@ def require_plain_head(model: PeftModel) -> None:
             raise StageFailed(f"the model changes its logits by {name}: unsupported", code="unsupported_model")
 
 
-def _hidden(model: PeftModel, token_ids: Tensor) -> Tensor:
-    # No attention mask: attention is causal and padding is on the right.
-    hidden: Tensor = model.get_base_model().base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-    return hidden
-
-
-def _log_probabilities(model: PeftModel, hidden: Tensor) -> Tensor:
-    return torch.log_softmax(model.get_base_model().get_output_embeddings()(hidden).float(), dim=-1)
-
-
-@torch.no_grad()
-def _base_log_probabilities(model: PeftModel, batch: Batch) -> Tensor:
-    """[structural tokens, vocabulary], in the order of ``batch.structure.nonzero()``."""
-    has_structure = batch.structure.any(dim=1)
-    rows, positions = batch.structure[has_structure].nonzero(as_tuple=True)
-    with model.disable_adapter():
-        hidden = _hidden(model, batch.token_ids[has_structure])
-    return _log_probabilities(model, hidden[rows, positions - 1])
-
-
-def _divergence(log_base: Tensor, log_p: Tensor) -> Tensor:
-    """KL(base || p) of each row."""
-    return torch.nn.functional.kl_div(log_p, log_base, reduction="none", log_target=True).sum(dim=-1)
-
-
-def _mean_by_row(values: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Mean of the values that belong to each row; 0 for a row without any."""
-    sums = values.new_zeros(size).index_add(0, rows, values)
-    return sums / torch.bincount(rows, minlength=size).clamp(min=1)
+def _shares(rows: Tensor, size: int) -> Tensor:
+    """1 / (entries with the same row number) for each entry: weights that make sums means."""
+    return 1 / torch.bincount(rows, minlength=size)[rows].float()

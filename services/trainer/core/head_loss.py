@@ -1,0 +1,95 @@
+"""Cross-entropy and KL divergence straight from hidden states, without the logits of all positions in memory.
+
+The head is applied to a slice of positions at a time, and the gradient for their hidden states is formed on the spot:
+softmax - one-hot for the cross-entropy, softmax - softmax_base for KL(base || p). The backward pass only scales it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+# Logits in memory at a time: 32 MiB of them.
+_LOGITS: Final = 2**23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What is wanted at ``n`` positions.
+
+    ``tokens``: int64 [n]. ``ce_weights``: float32 [n]. ``structural``: bool [n], where the KL term is taken.
+    ``kl_weights``: float32 [s] and ``teacher``: [s, width] hidden states of the base model, of the ``s`` structural
+    positions in their order; s = 0 where there is no KL term.
+    """
+
+    tokens: Tensor
+    ce_weights: Tensor
+    structural: Tensor
+    kl_weights: Tensor
+    teacher: Tensor
+
+
+def head_loss(hidden: Tensor, head: nn.Linear, targets: Targets) -> Tensor:
+    """ce_weight * cross-entropy + kl_weight * KL(base || p) of each position, float32 [n], with a graph to ``hidden``
+    [n, width]."""
+    losses: Tensor = _HeadLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Targets) -> Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = max(1, _LOGITS // head.out_features)
+        # Where the structural positions of each slice begin and end in the teacher's.
+        before = [0, *targets.structural.cumsum(0).tolist()]
+        for start in range(0, len(hidden), size):
+            end = min(start + size, len(hidden))
+            own, teachers = slice(start, end), slice(before[start], before[end])
+            losses[own] = _slice(
+                hidden[own],
+                head,
+                Targets(
+                    tokens=targets.tokens[own],
+                    ce_weights=targets.ce_weights[own],
+                    structural=targets.structural[own],
+                    kl_weights=targets.kl_weights[teachers],
+                    teacher=targets.teacher[teachers],
+                ),
+                gradient=None if gradient is None else gradient[own],
+            )
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype).unsqueeze(-1), None, None
+
+
+def _slice(hidden: Tensor, head: nn.Linear, targets: Targets, *, gradient: Tensor | None) -> Tensor:
+    """Losses of a slice; its gradient is written to ``gradient``."""
+    log_p = torch.log_softmax(head(hidden).float(), dim=-1)
+    chosen = targets.tokens.unsqueeze(-1)
+    losses = -log_p.gather(1, chosen).squeeze(-1) * targets.ce_weights
+    pull = None
+    if len(targets.teacher):
+        log_base = torch.log_softmax(head(targets.teacher).float(), dim=-1)
+        base = log_base.exp()
+        divergence = torch.linalg.vecdot(base, log_base.sub_(log_p[targets.structural]))
+        losses[targets.structural] += divergence * targets.kl_weights
+        pull = base.mul_(targets.kl_weights.unsqueeze(-1))
+    if gradient is not None:
+        weights = targets.ce_weights.clone()
+        if pull is not None:
+            weights[targets.structural] += targets.kl_weights
+        error = log_p.exp_().mul_(weights.unsqueeze(-1))
+        error.scatter_add_(1, chosen, -targets.ce_weights.unsqueeze(-1))
+        if pull is not None:
+            error[targets.structural] -= pull
+        gradient.copy_(error.to(head.weight.dtype) @ head.weight)
+    return losses
