@@ -127,7 +127,7 @@ _BEFORE_A_HEADER: Final = frozenset(
 # busy the machine is. Ordinary code of 50 kB needs 600 to 1,500 of the parser's progress reports and a dozen reads;
 # a parser that runs to the end and back at every token (comments that never close) needs thousands of reads.
 _MAX_BYTES: Final = 50_000
-_MAX_PROGRESS: Final = 4_000
+_MAX_PROGRESS: Final = 3_000
 _MAX_READS: Final = 500
 
 
