@@ -128,7 +128,7 @@ template <typename T>
   ▸Node() : x(1) { }
   ▸~Node() = default;
   void prototype();
-  friend class Other;
+  friend class Other; class Nested *member;
   ▸operator bool() const { return true; }
   struct Node *next;
 };
