@@ -5,35 +5,65 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Final
 
-_HEADERS: Final = (
+from services.trainer.core.grammars import SYNTAX, header_points
+
+# A dataset's rows have the ten names alone; synthetic rows have what a model wrote after its fence.
+_ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "py": "python", "python3": "python",
+        "js": "javascript", "jsx": "javascript", "mjs": "javascript", "node": "javascript",
+        "ts": "typescript", "tsx": "typescript",
+        "c++": "cpp", "cc": "cpp", "cxx": "cpp",
+        "rs": "rust",
+        "bash": "shell", "sh": "shell", "zsh": "shell",
+        "c#": "csharp", "cs": "csharp",
+    }
+)  # fmt: skip
+_PYTHON_HEADERS: Final = (
     ast.For, ast.AsyncFor, ast.While, ast.If, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
 )  # fmt: skip
-_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_LINE_END: Final = re.compile(r"(\r\n|\r|\n)")
 
 
 def structural_spans(code: str, *, lang: str) -> list[tuple[int, int]]:
     """Character spans (start, end) of the header lines of ``for``, ``while``, ``if``, functions and classes.
 
     A span runs from the start of the node (``elif`` is an ``if``; decorators are not part of a definition's header) to
-    the end of its first line. Sorted. Empty for code that can't be parsed and for languages other than Python.
+    the end of its first line. Sorted. What counts in a language other than Python is in :mod:`.grammars`. Empty for
+    code that can't be parsed and for an unknown ``lang``, so that such a row is held to nothing.
     """
-    if lang.lower() not in ("python", "py"):
+    name = _ALIASES.get(lang.lower(), lang.lower())
+    pieces = _LINE_END.split(code)  # line, line break, line, ..., line
+    lines = pieces[::2]
+    points: Sequence[tuple[int, int]]
+    if name == "python":
+        points = _python_points("\n".join(lines))
+    elif name in SYNTAX:
+        points = header_points("\n".join(lines), lang=name)
+    else:
         return []
+    starts = list(accumulate(map(len, pieces), initial=0))[:-1:2]
+    return sorted(
+        (starts[row] + _characters(lines[row], column), starts[row] + len(lines[row])) for row, column in points
+    )
+
+
+def _python_points(code: str) -> list[tuple[int, int]]:
+    """Row from 0 and column in bytes of UTF-8 of every header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a warning would quote the code
-            tree = ast.parse(code)
-            nodes = [node for node in ast.walk(tree) if isinstance(node, _HEADERS)]
+            nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, _PYTHON_HEADERS)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    starts, ends = _lines(code)
-    # Columns are bytes of UTF-8 to ast, but before a header there is only indentation, which is ASCII.
-    return sorted((starts[node.lineno - 1] + node.col_offset, ends[node.lineno - 1]) for node in nodes)
+    return [(node.lineno - 1, node.col_offset) for node in nodes]
 
 
-def _lines(code: str) -> tuple[list[int], list[int]]:
-    """Start and end of each line as Python's parser counts them; the end is before the line break."""
-    breaks = [match.span() for match in _LINE_END.finditer(code)]
-    return [0, *(end for _, end in breaks)], [*(start for start, _ in breaks), len(code)]
+def _characters(line: str, size: int) -> int:
+    """How many characters the first ``size`` bytes of a line are."""
+    return size if line.isascii() else len(line.encode("utf-8", "replace")[:size].decode())
