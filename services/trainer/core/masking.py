@@ -16,7 +16,7 @@ from pathlib import Path
 
 from services.trainer.core.masking_model import PiiTagger
 from services.trainer.core.masking_named import find_named
-from services.trainer.core.masking_patterns import find_patterns
+from services.trainer.core.masking_patterns import find_keys, find_patterns
 from services.trainer.core.masking_spans import PiiKind, Span, maskable, replace
 from services.trainer.core.masking_syntax import Source, parse_source
 
@@ -55,6 +55,7 @@ class PiiMasker:
         return MaskedText(text=code, counts={kind.value: counts[kind] for kind in PiiKind})
 
     def _find(self, source: Source) -> Iterator[Span]:
+        yield from find_keys(source)
         yield from find_named(source)
         yield from find_patterns(source)
         if self._tagger is not None:

@@ -51,7 +51,7 @@ _NO_FUNCTION: Final = frozenset({"if", "for", "while", "switch", "catch", "elif"
 # name=value within a literal or comment: connection strings, queries, JSON in a string.
 _EMBEDDED: Final = re.compile(
     r"(?<![\w$-])(?P<flag>--)?(?P<name>User Id|[A-Za-z_][\w-]{1,60})(?P<quote>[\"'])?\s{0,2}(?P<operator>=|:)\s{0,2}"
-    r"(?P<open>[\"'])?(?P<value>[^\s;&\"'`,<>{}$()\[\]%]{3,200})"
+    r"(?P<open>[\"'])?(?=(?P<value>[^\s;&\"'`,<>{}$()\[\]%]{3,200}))"  # a value may hold a name itself
 )
 _ARGUMENT: Final = re.compile(r"(?<!\S)--(?P<name>[a-z][a-z-]{1,40})[ =]{1,2}(?P<value>[^\s\"'$<-][^\s\"']{0,200})")
 _LINE: Final = re.compile(
@@ -85,11 +85,13 @@ def _literals(source: Source) -> Iterator[Span]:
 
 def _role_of_literal(source: Source, literal: Literal, functions: list[tuple[int, str]]) -> Role | None:
     before = source.view[max(0, literal.opening - _WINDOW) : literal.opening]
-    if match := _ASSIGNED.search(before):
-        annotation = source.python and match["operator"] == ":" and match["key"] is None
-        return None if annotation else _first(roles_of(match["key"] or match["name"]))
     if match := _LOGIN_CALL.search(before):
         return Role.PASSWORD if match["first"] else Role.USER
+    if (match := _ASSIGNED.search(before)) and (role := _first(roles_of(match["key"] or match["name"]))):
+        annotation = source.python and match["operator"] == ":" and match["key"] is None
+        return None if annotation else role
+    if match and match["operator"] != "=>":
+        return None
     if match := _CALLED.search(before):
         if roles := roles_of_argument(match["name"]):
             return roles[0]

@@ -54,11 +54,15 @@ _LOWER_AUTHOR: Final = re.compile(r"@author[ \t]{1,8}(?P<user>[a-z][\w.-]{1,38})
 _CAPITALISED: Final = re.compile(r"(?<![\w'’-])[^\W\d_a-z]\w{1,14}(?= )")
 
 
-def find_patterns(source: Source) -> Iterator[Span]:
-    """Spans in the order of their precedence."""
+def find_keys(source: Source) -> Iterator[Span]:
+    """Private keys, and keys in the form of a well-known service or of an authorization header."""
     yield from _private_keys(source.view)
-    yield from _logins(source.view)
     yield from _keys(source.view)
+
+
+def find_patterns(source: Source) -> Iterator[Span]:
+    """Logins, addresses and people, in the order of their precedence."""
+    yield from _logins(source.view)
     yield from _emails(source.view)
     yield from _ip_addresses(source.view)
     yield from _people(source.view)

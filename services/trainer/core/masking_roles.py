@@ -35,7 +35,7 @@ _KEY_QUALIFIERS: Final = frozenset(
 )
 _USER_WORDS: Final = frozenset({"login", "uname", "user", "usr"})
 _PEOPLE: Final = frozenset(
-    "assignee author authors client contact creator customer developer doctor employee maintainer manager owner patient "
+    "assignee author authors contact creator customer developer doctor employee maintainer manager owner patient "
     "person recipient reviewer sender student supervisor teacher".split()
 )
 # Functions of these names return a message or a verdict about a password or a user, not the thing itself.

@@ -45,7 +45,7 @@ _NO_VALUE: Final = frozenset(
     "type ubuntu undefined unknown update user user_name username users value varchar www-data yes no".split()
 )
 _TEMPLATE: Final = re.compile(
-    r"%(?:\(\w+\))?[sdr]|\{\{.*\}\}|\{[\w.:!]*\}|\$[A-Z_][A-Z0-9_]*|\$\{[^}]*\}.*|\$\(.*|\$\d|[:?@]\w*|<[^<>]*>|\[[\w -]*\]"
+    r"%(?:\(\w+\))?[sdr]|\{\{.*\}\}|\{[\w.:!]*\}|\$[A-Z_][A-Z0-9_]*|\$\{[^}]*\}.*|\$\(.*|\$\d|\?|[:@][a-z_]+|<[^<>]*>|\[[\w -]*\]"
     r"|[*xX.•_-]+|\^.*\$"
 )
 _INTERPOLATION: Final = re.compile(r"\$\{|#\{|\\\(|\{\}|\{\d\}")
