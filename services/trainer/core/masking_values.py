@@ -37,12 +37,12 @@ _NO_SURNAME: Final = frozenset(
 )
 
 _NO_VALUE: Final = frozenset(
-    "admin administrator anonymous any auth author authenticated basic bearer bool boolean client confirm current "
-    "customer default disabled email empty enabled error example false file forbidden guest hidden id int integer "
-    "invalid key label localhost login logout max min missing missing_token name new nil nobody none null number object "
-    "oauth old optional owner pass passwd password plain plaintext placeholder postgres private profile public pwd "
+    "active admin administrator anonymous any auth author authenticated basic bearer bool boolean client confirm current "
+    "customer default disabled email empty enabled error example expired false file forbidden found guest hidden id inactive int integer "
+    "invalid key label localhost login logout max min missing missing_token name new nil nobody none null number object offline online "
+    "oauth old optional owner pass passwd pending password plain plaintext placeholder postgres private profile public pwd "
     "required reset role root runner secret select self service signup str string submit system test text token true "
-    "type ubuntu undefined unknown update user user_name username users value varchar www-data yes no".split()
+    "type pi ubuntu undefined unknown update user user_name username users valid value varchar www-data yes no".split()
 )
 _TEMPLATE: Final = re.compile(
     r"%(?:\(\w+\))?[sdr]|\{\{.*\}\}|\{[\w.:!]*\}|\$[A-Z_][A-Z0-9_]*|\$\{[^}]*\}.*|\$\(.*|\$\d|\?|[:@][a-z_]+|<[^<>]*>|\[[\w -]*\]"
