@@ -23,7 +23,8 @@ _NAME: Final = r"(?<![\w$])(?P<name>[A-Za-z_$][\w$-]{0,80})"
 _QUOTED_NAME: Final = r"[\"'](?P<name>[\w.-]{1,80})[\"']"
 _TYPE: Final = r"(?:\??[ ]{0,2}:[ ]{0,2}[\w.<>\[\]|&? ]{1,40}?)?"
 _ASSIGNED: Final = re.compile(
-    rf"(?:{_QUOTED_NAME.replace('name', 'key')}[ ]*[\])]?|{_NAME}){_TYPE}\s{{0,8}}(?P<operator>=>|[=!]==?|:=|=|:|\+=)\s{{0,8}}"
+    rf"(?:{_QUOTED_NAME.replace('name', 'key')}[ ]*[\])]?|{_NAME}){_TYPE}"
+    r"\s{0,8}(?P<operator>=>|[=!]==?|:=|=|:|\+=)\s{0,8}"
     r"(?:(?:String::from|SecretStr|Secret|Some|bytes|str|std::string|new String)?[(\[{])?\s{0,8}\Z"
 )
 _FALLBACK: Final = re.compile(rf"{_NAME}{_TYPE}[ ]{{0,4}}=[^\n]{{1,80}}?(?:\bor|\|\||\?\?|\belse|:)[ ]{{1,4}}\Z")
@@ -107,9 +108,7 @@ def _role_of_literal(source: Source, literal: Literal, functions: list[tuple[int
     return _role_of_result(source, literal, before, functions)
 
 
-def _role_of_result(
-    source: Source, literal: Literal, before: str, functions: list[tuple[int, str]]
-) -> Role | None:
+def _role_of_result(source: Source, literal: Literal, before: str, functions: list[tuple[int, str]]) -> Role | None:
     place = bisect_left(functions, (literal.opening, ""))
     if place == 0:
         return None

@@ -9,7 +9,8 @@ from typing import Final
 
 from services.trainer.core.masking_spans import PiiKind, Span
 from services.trainer.core.masking_syntax import Source
-from services.trainer.core.masking_values import GIVEN_NAMES, is_key, is_user_name, person_length
+from services.trainer.core.masking_values import is_key, is_user_name, person_length
+from services.trainer.core.masking_words import GIVEN_NAMES
 
 # Every repetition is bounded or begins where no other match can begin: the time is linear in the text.
 _EMAIL: Final = re.compile(
