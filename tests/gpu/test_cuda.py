@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from lm.generator import SamplingParams
 from lm.models import load_tokenizer
 from lm.transformers_engine import TransformersGenerator
-from privcode.specs import LoraSpec
+from privcode.specs import LoraSpec, PerExampleEngineName
 from services.trainer.core.engine import ClippingRule
+from services.trainer.core.engines import make_engine
 from services.trainer.core.lora import add_adapter
-from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
 from services.trainer.core.privsa import per_example_loss
 from services.trainer.core.sequences import collate, make_sequence, micro_batches
@@ -30,10 +31,10 @@ ROWS = [
 ]
 
 
-def _clipped_sum(folder: Path, device: torch.device) -> list[torch.Tensor]:
+def _clipped_sum(folder: Path, device: torch.device, *, engine_name: PerExampleEngineName) -> list[torch.Tensor]:
     lora = LoraSpec(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "down_proj"))
     model = add_adapter(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device), lora, seed=0)
-    engine = NativeEngine(model)
+    engine = make_engine(engine_name, model)
     tokenizer = load_tokenizer(folder)
     rows = [make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=128) for row in ROWS]
     rule = ClippingRule(max_grad_norm=0.1, style="flat")
@@ -42,9 +43,12 @@ def _clipped_sum(folder: Path, device: torch.device) -> list[torch.Tensor]:
     return [total.cpu() for total in engine.take_sum()]
 
 
-def test_the_clipped_sum_is_that_of_the_cpu(tiny_llama: Path) -> None:
-    on_cpu = _clipped_sum(tiny_llama, torch.device("cpu"))
-    on_gpu = _clipped_sum(tiny_llama, torch.device("cuda"))
+@pytest.mark.parametrize("engine_name", get_args(PerExampleEngineName))
+def test_the_clipped_sum_is_that_of_the_cpu(tiny_llama: Path, engine_name: PerExampleEngineName) -> None:
+    if engine_name == "fastdp":
+        pytest.importorskip("fastDP", reason="fastDP is not installed (services/trainer/requirements-gpu.txt)")
+    on_cpu = _clipped_sum(tiny_llama, torch.device("cpu"), engine_name=engine_name)
+    on_gpu = _clipped_sum(tiny_llama, torch.device("cuda"), engine_name=engine_name)
     for expected, found in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
