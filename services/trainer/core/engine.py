@@ -88,11 +88,15 @@ def add_clipped(sums: Mapping[nn.Parameter, Tensor], gradients: Sequence[Tensor]
     factors = rule.factors(norms)
     finite = norms.isfinite()
     all_finite = bool(finite.all())
+    parts = []
     for total, gradient in zip(sums.values(), gradients, strict=True):
-        flat = gradient.flatten(1)
+        flat = gradient.flatten(1).to(total.dtype)
         if not all_finite:
             flat = flat.where(finite[:, None], 0.0)  # 0 times NaN is NaN
-        total.view(-1).addmv_(flat.T.to(total.dtype), factors.to(total.dtype))
+        parts.append(factors.to(flat.dtype) @ flat)
+    # Only now, when nothing can run out of memory any more.
+    for total, part in zip(sums.values(), parts, strict=True):
+        total.view(-1).add_(part)
     return clip_counts(norms, rule=rule)
 
 

@@ -67,6 +67,7 @@ class _FusedLora(torch.autograd.Function):
         low = _dropped(x, keep, rate, a.dtype) @ a.T
         ctx.save_for_backward(x, low, weight, a, b, keep)
         ctx.rate, ctx.scaling, ctx.gradients = rate, scaling, gradients
+        ctx.parameters = a, b  # saved tensors may come back as other objects (gradient checkpointing)
         ctx.autocast = _autocast_now(x.device.type)
         if weight is None:
             return (low @ b.T).mul_(scaling)
@@ -93,11 +94,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_a = _sum_product(grad_low, dropped, a)
         grad_b = _sum_product(adapted, low, b).mul_(ctx.scaling)
     else:
-        if a in ctx.gradients:
+        of_a, of_b = ctx.parameters
+        if of_a in ctx.gradients:
             raise StageFailed("a LoRA layer is used twice in one forward pass", code="unsupported_layer")
-        ctx.gradients[a] = (grad_low.mT @ dropped).to(a.dtype)
+        ctx.gradients[of_a] = (grad_low.mT @ dropped).to(a.dtype)
         # As the transpose of a short, wide product, which is the faster of the two.
-        ctx.gradients[b] = (low.mT @ adapted).mT.to(b.dtype).mul_(ctx.scaling)
+        ctx.gradients[of_b] = (low.mT @ adapted).mT.to(b.dtype).mul_(ctx.scaling)
     grad_x = None
     if ctx.needs_input_grad[0]:
         through = grad_low @ a.to(grad_low.dtype)

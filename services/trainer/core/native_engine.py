@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from privcode.errors import StageFailed
 from services.trainer.core.engine import ClipCounts, ClippingRule, add_clipped
 from services.trainer.core.fused_elementwise import fuse_elementwise
 from services.trainer.core.fused_lora import PerExample, fuse
@@ -40,26 +41,35 @@ class NativeEngine:
     def accumulate(
         self, losses: Tensor, *, rule: ClippingRule, units: Tensor | None = None, unfinished: bool = False
     ) -> ClipCounts:
-        self._gradients.clear()  # of a call that did not get to its end
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        gradients = [self._gradients.pop(parameter) for parameter in self._sums]
-        if units is not None:
-            gradients = self._joined(gradients, units)
+        try:
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            if len(self._gradients) != len(self._sums):
+                raise StageFailed("the losses don't reach every trained parameter", code="unsupported_layer")
+            gradients = [self._gradients[parameter] for parameter in self._sums]
+        finally:
+            self._gradients.clear()
+        if units is None:
+            units = torch.arange(len(losses), device=losses.device)
+        gradients = self._joined(gradients, units)
+        begun = None
         if unfinished:
-            self._begun = [gradient[-1].clone() for gradient in gradients]
+            begun = [gradient[-1].clone() for gradient in gradients]
             gradients = [gradient[:-1] for gradient in gradients]
-        else:
-            self._begun = None
-        return add_clipped(self._sums, gradients, rule=rule)
+        counts = add_clipped(self._sums, gradients, rule=rule)
+        self._begun = begun
+        return counts
 
     def _joined(self, gradients: list[Tensor], units: Tensor) -> list[Tensor]:
         """The rows' gradients summed by unit, with what was begun added to the first."""
         _, rows = torch.unique_consecutive(units, return_inverse=True)
         size = int(rows[-1]) + 1
-        joined = [gradient.new_zeros(size, *gradient.shape[1:]).index_add_(0, rows, gradient) for gradient in gradients]
-        for gradient, begun in zip(joined, self._begun or [], strict=False):
+        if size < len(units):
+            gradients = [
+                gradient.new_zeros(size, *gradient.shape[1:]).index_add_(0, rows, gradient) for gradient in gradients
+            ]
+        for gradient, begun in zip(gradients, self._begun or [], strict=False):
             gradient[0] += begun
-        return joined
+        return gradients
 
     def take_sum(self) -> list[Tensor]:
         taken = list(self._sums.values())
