@@ -266,7 +266,8 @@ def test_report_shows_every_figure_with_its_denominator(stub: ApiStub, tmp_path:
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>ε"
     for words in ("epsilon 3.9988 at delta 1e-5", "one record", "3.9988 of 8 spent, 4.0012 left",
                   "8 no closed code block", "4 description too far from the prompt",
-                  "3 of 20 = 15% (5% to 36%)", "2 of 20 = 10%", "0 of 5 planted secrets found; upper limit 43.4 %", "1:22",
+                  "3 of 20 = 15% (5% to 36%)", "2 of 20 = 10%",
+                  "0 of 5 planted secrets found; upper limit 43.4 %", "1:22",
                   "exit code 0 says little", "the noise outweighs the signal"):  # fmt: skip
         assert words in result.stdout, words
     assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(tmp_path) not in line)

@@ -168,10 +168,13 @@ def test_a_seeded_samplers_test_lots_are_of_no_step_of_the_plan() -> None:
 def assert_monitor_refuses(make: Callable[[Generator, int, int], Lot], *, units: int, batch: int, within: int) -> None:
     sampler = Broken(make, units=units, batch=batch)
     monitor = LotMonitor(units=units, sample_rate=batch / units)
-    monitor.observe(sampler.draw(0))
-    with pytest.raises(StageFailed) as refused:
-        for step in range(1, within):
+
+    def run() -> None:
+        for step in range(within):
             monitor.observe(sampler.draw(step))
+
+    with pytest.raises(StageFailed) as refused:
+        run()
     assert refused.value.code == "sampler_not_poisson"
     assert not any(character.isdigit() for character in refused.value.message), "a lot's size is private"
 
