@@ -9,10 +9,11 @@ the mechanism itself, so that what is measured comes close to what the accountan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,13 +30,14 @@ from privcode.results import PrivacyPlan
 from privcode.specs import LoraSpec, PrivacySpec, PrivSASpec, SanitizeSpec
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import train
+from services.trainer.core.engine import ClipCounts, ClippingRule, PerExampleEngine
 from services.trainer.core.lora import add_adapter
 from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import NoiseSource, secret_gaussian
 from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.sequences import TokenSequence
 
-UNITS, BATCH, STEPS, DELTA = 8, 4, 2, 0.01
+UNITS, BATCH, STEPS, DELTA = 16, 8, 2, 0.01
 SPEC = SanitizeSpec(
     model="local/tiny", lora=LoraSpec(rank=1, alpha=1.0, target_modules=("v_proj",)), learning_rate=1e-9,
     weight_decay=0.0, seq_length=16, privsa=PrivSASpec(schedule="off"),
@@ -56,7 +58,7 @@ class Bench:
     """Trains the same small model again and again. ``scores``: one number a run, the larger the likelier the canary."""
 
     model: PeftModel
-    engine: NativeEngine
+    engine: PerExampleEngine
     plan: PrivacyPlan
     folder: Path
 
@@ -101,7 +103,14 @@ def seen_by_the_optimizer() -> Iterator[list[Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench() -> Iterator[Bench]:
+    # Each step is made durable: in memory that costs nothing.
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield make_bench(Path(folder))
+
+
+def make_bench(folder: Path) -> Bench:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -109,15 +118,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             num_key_value_heads=1, max_position_embeddings=16, initializer_range=1.0, bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         model = add_adapter(LlamaForCausalLM(config).eval(), SPEC.lora, seed=0)
-    privacy = PrivacySpec(
-        target_epsilon=1.0, target_delta=DELTA, expected_batch=BATCH, steps=STEPS, max_grad_norm=0.05
-    )
-    return Bench(
-        model=model,
-        engine=NativeEngine(model),
-        plan=make_plan(privacy, records=UNITS),
-        folder=tmp_path_factory.mktemp("run"),
-    )
+    privacy = PrivacySpec(target_epsilon=1.0, target_delta=DELTA, expected_batch=BATCH, steps=STEPS, max_grad_norm=0.01)
+    return Bench(model=model, engine=NativeEngine(model), plan=make_plan(privacy, records=UNITS), folder=folder)
 
 
 def no_noise(like: Tensor, *, std: float) -> Tensor:  # noqa: ARG001
@@ -131,6 +133,27 @@ def scaled(factor: float) -> NoiseSource:
         return secret_gaussian(like, std=factor * std)
 
     return noise
+
+
+class Unclipped:
+    """The real engine, told a far too large ``max_grad_norm``."""
+
+    def __init__(self, engine: PerExampleEngine) -> None:
+        self._engine = engine
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self._engine.parameters
+
+    def accumulate(
+        self, losses: Tensor, *, rule: ClippingRule, units: Tensor | None = None, unfinished: bool = False
+    ) -> ClipCounts:
+        return self._engine.accumulate(
+            losses, rule=replace(rule, max_grad_norm=1e6), units=units, unfinished=unfinished
+        )
+
+    def take_sum(self) -> list[Tensor]:
+        return self._engine.take_sum()
 
 
 def lower_bound(without: NDArray[np.float64], with_canary: NDArray[np.float64]) -> float:
@@ -157,3 +180,28 @@ def measured(bench: Bench, *, noise: NoiseSource, runs: int) -> float:
         bench.scores(runs=runs, canary=canary, noise=noise, direction=direction) for canary in (False, True)
     )
     return lower_bound(without, with_canary)
+
+
+def test_no_more_than_epsilon_can_be_told_from_a_run(bench: Bench) -> None:
+    claimed = epsilon_pld([bench.plan.mechanism], target_delta=DELTA)
+    proven = measured(bench, noise=secret_gaussian, runs=800)
+    print(f"\nepsilon: claimed {claimed:.3f}, at least {proven:.3f} by 2 x 800 runs (95 %)")
+    assert proven < claimed <= 1
+
+
+def test_without_noise_the_canary_is_told(bench: Bench) -> None:
+    proven = measured(bench, noise=no_noise, runs=100)
+    print(f"\nepsilon: at least {proven:.3f} by 2 x 100 runs without noise (95 %)")
+    assert proven > bench.plan.target_epsilon
+
+
+def test_noise_divided_by_the_batch_twice_is_found(bench: Bench) -> None:
+    proven = measured(bench, noise=scaled(1 / BATCH), runs=150)
+    print(f"\nepsilon: at least {proven:.3f} by 2 x 150 runs with an eighth of the noise (95 %)")
+    assert proven > bench.plan.target_epsilon
+
+
+def test_gradients_that_are_not_clipped_are_found(bench: Bench) -> None:
+    proven = measured(replace(bench, engine=Unclipped(bench.engine)), noise=secret_gaussian, runs=150)
+    print(f"\nepsilon: at least {proven:.3f} by 2 x 150 runs without clipping (95 %)")
+    assert proven > bench.plan.target_epsilon
