@@ -67,7 +67,7 @@ def test_each_copy_of_a_canary_is_a_unit_of_its_own() -> None:
     units = group(plant(own, rate=3, seed=0), max_records_per_unit=2)
     assert [len(unit) for unit in units] == [2, 2] + [1] * planted_count(3)
     # Whatever a unit is called, it is not a row's number.
-    named = [row(str(number), str(number)) for number in range(3)]
+    named = [row(str(number), str(number + 3)) for number in range(3)]
     assert len(group(plant(named, rate=1, seed=0), max_records_per_unit=9)) == 3 + planted_count(1)
 
 

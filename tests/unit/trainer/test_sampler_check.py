@@ -82,6 +82,11 @@ def first_half_only(generator: Generator, units: int, batch: int) -> Lot:
     return poisson(generator, units // 2, 2 * batch / units)
 
 
+def unevenly(generator: Generator, units: int, batch: int) -> Lot:
+    rates = np.where(np.arange(units) % 2, 1.3, 0.7) * batch / units
+    return np.flatnonzero(generator.random(units) < rates)
+
+
 def times(factor: float) -> Callable[[Generator, int, int], Lot]:
     return lambda generator, units, batch: poisson(generator, units, factor * batch / units)
 
@@ -124,8 +129,9 @@ BROKEN: dict[str, Callable[[], Callable[[Generator, int, int], Lot]]] = {
     "two at a time": lambda: two_at_a_time,
     "each lot twice": SameLotTwice,
     "half of the units never": lambda: first_half_only,
-    "a rate too high": lambda: times(1.2),
-    "a rate too low": lambda: times(0.8),
+    "some units oftener than others": lambda: unevenly,
+    "a rate too high": lambda: times(1.1),
+    "a rate too low": lambda: times(0.9),
     "nothing": lambda: times(0),
 }
 
@@ -134,6 +140,10 @@ BROKEN: dict[str, Callable[[], Callable[[Generator, int, int], Lot]]] = {
 @pytest.mark.parametrize(("units", "batch"), [(60, 8), (592, 16), (5000, 256)])
 def test_other_samplers_are_refused(name: str, units: int, batch: int) -> None:
     assert_refused(BROKEN[name](), units=units, batch=batch)
+
+
+def test_clusters_are_refused_where_lots_are_few() -> None:
+    assert_refused(two_at_a_time, units=1_000_000, batch=64)
 
 
 @pytest.mark.parametrize("lot", [[3, 2], [1, 1], [-1, 2], [2, 60]])

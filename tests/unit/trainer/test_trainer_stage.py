@@ -177,6 +177,20 @@ def test_the_receipt_says_what_the_sampler_did(bench: Bench) -> None:
     assert one == other
 
 
+def test_no_test_lot_is_trained_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    draw = PoissonSampler.draw
+
+    def noted(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+        steps.append(step)
+        return draw(self, step)
+
+    monkeypatch.setattr(PoissonSampler, "draw", noted)
+    bench.sanitize()
+    assert steps[-3:] == [0, 1, 2]
+    assert len(steps) == len(set(steps)) == 1003
+
+
 def fixed_size(self: PoissonSampler, step: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(step).choice(self._units, 4, replace=False))
 
