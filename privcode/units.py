@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from privcode.results import JsonObject
 
 
-def group(rows: Sequence[JsonObject], *, max_records_per_unit: int) -> list[list[JsonObject]]:
+def group_into_units(rows: Sequence[JsonObject], *, max_records_per_unit: int) -> list[list[JsonObject]]:
     """The rows of each unit, at most ``max_records_per_unit`` each, units in the order of their first row.
 
     A row without ``unit_id`` is a unit of its own, a planted canary in a dataset with that column too. Where a unit has

@@ -17,7 +17,7 @@ from privcode.canaries import plant
 from privcode.errors import StageFailed
 from privcode.results import PrivacyReceipt, SamplerEvidence, SyntheticPair
 from privcode.stage_io import Stage, run_child
-from privcode.units import group, unit_words
+from privcode.units import group_into_units, unit_words
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import StepMetrics, train
 from services.trainer.core.finetune import finetune
@@ -41,7 +41,7 @@ def run_sanitize(stage: Stage) -> None:
     stage.progress(0, plan.steps)
     own = list(stage.read_rows("dataset"))
     rows = plant(own, rate=stage.spec.audit.canary_rate, seed=stage.spec.audit.seed)
-    units = group(rows, max_records_per_unit=plan.max_records_per_unit)
+    units = group_into_units(rows, max_records_per_unit=plan.max_records_per_unit)
     if (len(rows), len(units)) != (plan.records, plan.units):
         raise StageFailed(
             f"{len(rows)} records in {len(units)} units, the plan has {plan.records} in {plan.units}",

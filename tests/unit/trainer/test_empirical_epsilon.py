@@ -74,13 +74,11 @@ class Bench:
 
     def _run(self, units: list[list[TokenSequence]], *, noise: NoiseSource) -> Tensor:
         """Sum over the steps of all that the optimizer gets."""
-        for name in ("steps_taken", "checkpoint.pt", "checkpointed_steps"):
-            (self.folder / name).unlink(missing_ok=True)
-        with seen_by_the_optimizer() as gradients:
+        with TemporaryDirectory(dir=self.folder) as kept, seen_by_the_optimizer() as gradients:
             train(
                 self.model, units, plan=self.plan, spec=SPEC, engine=self.engine, noise=noise,
                 sampler=PoissonSampler(units=UNITS, sample_rate=self.plan.sample_rate, seed=None),
-                counter=StepCounter(self.folder), checkpoints=CheckpointFile(self.folder, run="run"),
+                counter=StepCounter(Path(kept)), checkpoints=CheckpointFile(Path(kept), run="run"),
                 checkpoint_every=STEPS, micro_batch=UNITS, on_step=lambda _: None,
             )  # fmt: skip
         assert len(gradients) == self.plan.steps
