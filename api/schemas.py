@@ -34,7 +34,7 @@ UsePage = Annotated[Page, Query()]
 
 
 class UploadQuery(BaseModel):
-    """What an upload is. The budget applies to private datasets only."""
+    """What an upload is. The budget applies to private datasets only, ``unit`` and the character limits to archives."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -47,6 +47,7 @@ class UploadQuery(BaseModel):
     min_solution_chars: int | None = Field(default=None, ge=1)
     max_solution_chars: int | None = Field(default=None, ge=1)
     max_problem_chars: int | None = Field(default=None, ge=1)
+    unit: Literal["record", "file"] | None = None
 
 
 class ListObject(BaseModel, Generic[Item]):
@@ -110,6 +111,7 @@ class DatasetObject(BaseModel):
     visibility: str
     kind: str
     rows: int
+    units: int | None
     sha256: str
     summary: JsonObject
     budget: BudgetObject | None
@@ -123,6 +125,7 @@ class DatasetObject(BaseModel):
             visibility=dataset.visibility,
             kind=dataset.kind,
             rows=dataset.rows,
+            units=dataset.units,
             sha256=dataset.sha256,
             summary=dataset.summary,
             budget=None if budget is None else BudgetObject.of(budget),

@@ -1,7 +1,7 @@
 """Privacy accounting: (epsilon, delta) <-> noise multiplier. The only maker of ``noise_multiplier``.
 
 The mechanism is DP-SGD's: Poisson sampling with ``sample_rate``, a Gaussian with standard deviation
-``noise_multiplier * max_grad_norm``, composed over ``steps``; adjacency is add-or-remove-one record. The guarantee
+``noise_multiplier * max_grad_norm``, composed over ``steps``; adjacency is add-or-remove-one unit. The guarantee
 comes from Google's accountant of privacy loss distributions (PLD; Doroshenko et al. 2022, arXiv 2207.04380); Rényi
 differential privacy (RDP; Mironov et al. 2019, arXiv 1908.10530) is reported next to it and never used in its place.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from privcode.errors import InvalidInput
 from privcode.results import Mechanism, PrivacyPlan
-from privcode.specs import PrivacySpec
+from privcode.specs import PrivacySpec, Unit
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -31,35 +31,40 @@ _MOST_STEPS: Final = 100_000
 _RDP_ORDERS: Final = (*(order / 10 for order in range(15, 110)), *range(11, 65), 128, 256, 512, 1024)
 
 
-def make_plan(privacy: PrivacySpec, *, records: int) -> PrivacyPlan:
-    """The plan for ``records`` private records (canaries included), with the noise that the target needs.
+def make_plan(privacy: PrivacySpec, *, records: int, units: int | None = None) -> PrivacyPlan:
+    """The plan for ``records`` private records in ``units`` privacy units (canaries included in both; None: each record
+    is a unit), with the noise that the target needs.
 
     ``epsilon_pld([plan.mechanism], target_delta=plan.target_delta) <= plan.target_epsilon`` always holds, and the
     noise multiplier is within 0.1 % of the smallest for which it does, as far as the accountant's bound is close.
 
-    Raises :class:`InvalidInput`: ``no_records``, ``batch_exceeds_records``, ``too_many_steps`` (over 100,000), or
-    ``unreachable_target`` where the noise multiplier would be outside [0.1, 10000].
+    Raises :class:`InvalidInput`: ``no_records``, ``batch_exceeds_records`` or ``batch_exceeds_units`` where a lot could
+    not be as large as expected, ``too_many_steps`` (over 100,000), or ``unreachable_target`` where the noise multiplier
+    would be outside [0.1, 10000].
     """
     if records < 1:
         raise InvalidInput(f"dataset: {records} records, at least 1 is needed", code="no_records", value=records)
-    if privacy.expected_batch > records:
+    unit: Unit = "record" if units is None else "unit_id"
+    drawn = records if units is None else units
+    if privacy.expected_batch > drawn:
+        name = "records" if units is None else "units"
         raise InvalidInput(
-            f"privacy.expected_batch: {privacy.expected_batch} is more than the {records} records",
-            code="batch_exceeds_records", field="privacy.expected_batch", value=privacy.expected_batch,
+            f"privacy.expected_batch: {privacy.expected_batch} is more than the {drawn} {name}",
+            code=f"batch_exceeds_{name}", field="privacy.expected_batch", value=privacy.expected_batch,
         )  # fmt: skip
     if privacy.steps > _MOST_STEPS:
         raise InvalidInput(
             f"privacy.steps: {privacy.steps} is more than {_MOST_STEPS}",
             code="too_many_steps", field="privacy.steps", value=privacy.steps,
         )  # fmt: skip
-    sample_rate = privacy.expected_batch / records
+    sample_rate = privacy.expected_batch / drawn
     return PrivacyPlan(
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
         records=records,
-        unit="record",
-        units=records,
-        max_records_per_unit=1,
+        unit=unit,
+        units=drawn,
+        max_records_per_unit=1 if units is None else privacy.max_records_per_unit,
         expected_batch=privacy.expected_batch,
         sample_rate=sample_rate,
         steps=privacy.steps,

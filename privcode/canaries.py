@@ -96,7 +96,7 @@ def planted_count(rate: int) -> int:
 def plant(rows: Sequence[JsonObject], *, rate: int, seed: int) -> list[JsonObject]:
     """``rows`` and after them each canary of ``seed`` ``rate`` times, as rows ``problem``, ``solution``, ``lang``.
 
-    The order carries nothing: sampling is Poisson. Every copy is a record of its own in the privacy plan.
+    The order carries nothing: sampling is Poisson. Every copy is a record and a unit of its own in the privacy plan.
     """
     canaries = [
         {"problem": canary.problem, "solution": canary.solution, "lang": "python"} for canary in make_canaries(seed)

@@ -98,8 +98,10 @@ class Client:
         min_solution_chars: int | None = None,
         max_solution_chars: int | None = None,
         max_problem_chars: int | None = None,
+        unit: Literal["record", "file"] | None = None,
     ) -> Dataset:
-        """Upload a file piece by piece; it is never in memory as a whole."""
+        """Upload a file piece by piece; it is never in memory as a whole. ``unit``: what of an archive is protected as
+        one."""
         options: dict[str, str | float | None] = {
             "name": name,
             "visibility": visibility,
@@ -110,6 +112,7 @@ class Client:
             "min_solution_chars": min_solution_chars,
             "max_solution_chars": max_solution_chars,
             "max_problem_chars": max_problem_chars,
+            "unit": unit,
         }
         query = {option: value for option, value in options.items() if value is not None}
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": _new_key()}

@@ -46,19 +46,21 @@ class DatasetSummary(TypedDict):
     """What the upload's reading found: counts by reason and by language."""
 
     rows: int
+    units: int | None
     duplicates_removed: int
     skipped: dict[str, int]
     languages: dict[str, int]
 
 
 class Dataset(TypedDict):
-    """``budget`` is None for a public dataset."""
+    """``units``: distinct privacy units, None where each row is one. ``budget`` is None for a public dataset."""
 
     id: str
     name: str
     visibility: str
     kind: str
     rows: int
+    units: int | None
     sha256: str
     summary: DatasetSummary
     budget: Budget | None

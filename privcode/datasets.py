@@ -1,4 +1,4 @@
-"""Datasets: rows of (problem, solution, lang) in an artifact, and for private ones a privacy budget."""
+"""Datasets: rows (problem, solution, lang, perhaps unit_id) in an artifact, and for private ones a privacy budget."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def create(
         visibility=visibility,
         kind=kind,
         rows=summary.rows,
+        units=summary.units,
         sha256=summary.sha256,
         summary=summary.model_dump(mode="json"),
         budget_epsilon=budget_epsilon if private else None,

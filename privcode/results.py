@@ -49,11 +49,31 @@ class PrivacyPlan(Result):
         return Mechanism(sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=self.steps)
 
 
+class SamplerEvidence(Result):
+    """What the sampler did in ``test_lots`` lots that were drawn before the first step and never trained on.
+
+    The training lots' own sizes are private; these are independent of them, and of every record. ``mean_lot`` and
+    ``lot_variance`` count units; ``expected_*`` is what Poisson sampling gives. ``p_value``: of all tests together,
+    for "the lots are Poisson samples"; a run with less than 1e-9 is refused.
+    """
+
+    test_lots: int
+    units: int
+    sample_rate: float
+    mean_lot: float
+    expected_mean_lot: float
+    lot_variance: float
+    expected_lot_variance: float
+    p_value: float
+
+
 class PrivacyReceipt(Result):
-    """What the sanitize stage really did. ``steps_taken`` counts each step whose noise was drawn, those of lost
-    attempts included; ``epsilon_spent`` is for ``steps_taken`` by PLD, ``epsilon_rdp`` the same by RDP."""
+    """What the sanitize stage really did. ``unit``: what is protected as one, in words. ``steps_taken`` counts each
+    step whose noise was drawn, those of lost attempts included; ``epsilon_spent`` is for ``steps_taken`` by PLD,
+    ``epsilon_rdp`` the same by RDP."""
 
     plan: PrivacyPlan
+    unit: str
     steps_taken: int
     epsilon_spent: float
     epsilon_rdp: float
@@ -61,6 +81,7 @@ class PrivacyReceipt(Result):
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampling: Literal["poisson"] = "poisson"
     sampling_seed: Literal["secret", "given"]
+    sampler: SamplerEvidence
     accountant: Literal["pld"] = "pld"
     trainable_parameters: int
     signal_to_noise: float

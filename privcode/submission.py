@@ -65,7 +65,12 @@ def check(session: Session, *, tenant_id: str, request: Mapping[str, Any], model
             f"sanitize.model: the shape of {spec.sanitize.model!r} is unknown",
             code="unknown_model", field="sanitize.model", value=spec.sanitize.model,
         )  # fmt: skip
-    plan = make_plan(spec.privacy, records=dataset.rows + planted_count(spec.audit.canary_rate))
+    planted = planted_count(spec.audit.canary_rate)
+    plan = make_plan(
+        spec.privacy,
+        records=dataset.rows + planted,
+        units=None if dataset.units is None else dataset.units + planted,
+    )
     trainable = shape.lora_parameters(spec.sanitize.lora)
     ratio = signal_to_noise(
         expected_batch=plan.expected_batch, noise_multiplier=plan.noise_multiplier, trainable_parameters=trainable
@@ -102,15 +107,16 @@ def _require_roles(dataset: Dataset, prompts: Dataset) -> None:
 
 def _warnings(plan: PrivacyPlan, ratio: float) -> list[str]:
     warnings = []
-    if plan.target_delta >= 1 / plan.records:
+    if plan.target_delta >= 1 / plan.units:
+        name = "records" if plan.unit == "record" else "units"
         warnings.append(
-            f"privacy.target_delta: {plan.target_delta} is not below 1/n = {1 / plan.records:.3g}: the guarantee "
-            f"allows that one of the {plan.records} records is published outright"
+            f"privacy.target_delta: {plan.target_delta} is not below 1/n = {1 / plan.units:.3g}: the guarantee "
+            f"allows that one of the {plan.units} {name} is published outright"
         )
     if ratio < 1:
         warnings.append(
             f"the noise outweighs the signal (ratio {ratio:.2g}): expect the adapter to learn little. More steps or a "
-            "larger expected_batch on more records, a smaller adapter or a larger target_epsilon raise the ratio"
+            "larger expected_batch on more data, a smaller adapter or a larger target_epsilon raise the ratio"
         )
     return warnings
 

@@ -51,8 +51,8 @@ async def create_dataset(
     caller: UseCaller,
     idempotency_key: UseIdempotencyKey = None,
 ) -> DatasetObject:
-    """Upload rows as JSON lines (``problem``, ``solution``, ``lang``), or a source archive (.tar.gz) that is mined into
-    pairs. The body is the file itself. Nothing is stored unless every row is right."""
+    """Upload rows as JSON lines (``problem``, ``solution``, ``lang``, and for pairs ``unit_id``), or a source archive
+    (.tar.gz) that is mined into pairs. The body is the file itself. Nothing is stored unless every row is right."""
     folder = await run_in_threadpool(context.store.staging)
     upload = folder / "upload"
     try:
@@ -85,9 +85,11 @@ def _create(
 
     def run() -> JsonObject:
         options = query.model_dump(
-            include={"format", "kind", "visibility", "min_solution_chars", "max_solution_chars", "max_problem_chars"},
+            include={
+                "format", "kind", "visibility", "min_solution_chars", "max_solution_chars", "max_problem_chars", "unit",
+            },
             exclude_none=True,
-        )
+        )  # fmt: skip
         summary = ingest_in_child(
             upload, request=IngestRequest.model_validate(options), output=content / "dataset.jsonl"
         )

@@ -151,6 +151,10 @@ def upload(
     min_solution_chars: Annotated[int | None, typer.Option(help="Archives: shortest function to take.")] = None,
     max_solution_chars: Annotated[int | None, typer.Option(help="Archives: longest function to take.")] = None,
     max_problem_chars: Annotated[int | None, typer.Option(help="Archives: longest problem to take.")] = None,
+    unit: Annotated[
+        Literal["record", "file"] | None,
+        typer.Option(help="Archives: what is protected as one, each function (default) or each source file."),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Upload rows (JSON lines) or a source archive that is mined into pairs."""
@@ -166,6 +170,7 @@ def upload(
             min_solution_chars=min_solution_chars,
             max_solution_chars=max_solution_chars,
             max_problem_chars=max_problem_chars,
+            unit=unit,
         )
     make_console().print(dataset_view(dataset))
 

@@ -125,6 +125,7 @@ def _privacy(guarantee: _Guarantee, budget: _Budget) -> tuple[RenderableType, ..
         facts(
             [
                 ("spent by this job", Text(cost, style="bold")),
+                ("unit", receipt.unit),
                 ("how", f"{receipt.steps_taken} noised steps, noise multiplier {receipt.plan.noise_multiplier:.4g}"),
                 (
                     "budget of the data",

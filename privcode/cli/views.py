@@ -14,6 +14,7 @@ from rich.text import Text
 
 from privcode.cli.stage_board import duration
 from privcode.client_objects import Budget, Dataset, Estimate, Job, Plan, Stage
+from privcode.units import unit_words
 
 _STATE_STYLE: Final = {
     "succeeded": "green", "failed": "bold red", "cancelled": "yellow", "cancelling": "yellow", "running": "cyan",
@@ -78,6 +79,9 @@ def dataset_view(dataset: Dataset) -> RenderableType:
         ("left out", f"{dataset['summary']['duplicates_removed']:,} duplicates" + (f"; {skipped}" if skipped else "")),
     ]
     if dataset["budget"] is not None:
+        rows.append(
+            ("units", "each record is one" if dataset["units"] is None else f"{dataset['units']:,}, by unit_id")
+        )
         rows.append(("budget", budget_text(dataset["budget"])))
     return facts(rows)
 
@@ -86,19 +90,20 @@ def estimate_view(estimate: Estimate) -> RenderableType:
     plan = estimate["plan"]
     fits = Text("fits the budget", style="green") if estimate["fits"] else Text("exceeds the budget", style="bold red")
     rows: list[tuple[str, RenderableType]] = [
-        ("guarantee", f"{guarantee_text(plan)}, unit: one record"),
+        ("guarantee", guarantee_text(plan)),
+        ("unit", unit_words(unit=plan["unit"], max_records_per_unit=plan["max_records_per_unit"])),
         (
             "noise multiplier",
             f"{plan['noise_multiplier']:.4g} (PLD accountant; by RDP epsilon {estimate['epsilon_rdp']:.2f})",
         ),
         (
             "sampling",
-            f"{plan['steps']} steps, each record with probability {plan['sample_rate']:.3g} "
-            f"(expected {plan['expected_batch']} of {plan['records']:,})",
+            f"{plan['steps']} steps, each unit with probability {plan['sample_rate']:.3g} "
+            f"(expected {plan['expected_batch']} of {plan['units']:,})",
         ),
         (
             "trained",
-            f"{estimate['trainable_parameters']:,} parameters, clipped at {number(plan['max_grad_norm'])} per record",
+            f"{estimate['trainable_parameters']:,} parameters, clipped at {number(plan['max_grad_norm'])} per unit",
         ),
         ("signal to noise", f"{estimate['signal_to_noise']:.2g}: {signal_words(estimate['signal_to_noise'])}"),
         ("budget after" if estimate["fits"] else "budget now", budget_text(estimate["budget"])),

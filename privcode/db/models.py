@@ -42,7 +42,8 @@ class ApiKey(Base):
 
 
 class Dataset(Base):
-    """Rows live in the artifact; the budget is the most that all jobs on this dataset may spend together."""
+    """Rows live in the artifact; the budget is the most that all jobs on this dataset may spend together. ``units``:
+    distinct values of the column ``unit_id``, None without it."""
 
     __tablename__ = "dataset"
     __table_args__ = (UniqueConstraint("tenant_id", "sha256", "visibility", "kind"),)
@@ -53,6 +54,7 @@ class Dataset(Base):
     visibility: Mapped[str]
     kind: Mapped[str]
     rows: Mapped[int]
+    units: Mapped[int | None]
     sha256: Mapped[str]
     summary: Mapped[JsonObject]
     budget_epsilon: Mapped[float | None]

@@ -42,19 +42,21 @@ def mine_archive(
     path: Path, *, request: IngestRequest, limits: IngestLimits, skipped: Counter[str], removed: Counter[str]
 ) -> list[Row]:
     """The rows of an archive without near-exact duplicates: of functions with the same syntax tree, or the same problem
-    but for case and white space, the first is kept. What gives no row is counted in ``skipped`` by reason, and the
-    duplicates in ``removed``.
+    but for case and white space, the first is kept. Where each file is a privacy unit, that is done within a file
+    only: what is kept of a unit must not depend on another. What gives no row is counted in ``skipped`` by
+    reason, and the duplicates in ``removed``.
 
     Raises :class:`InvalidInput` as :func:`privcode.ingest.tar.read_archive` does.
     """
     rows: list[Row] = []
-    seen: set[str] = set()
-    for _, pair in _read_pairs(path, request=request, limits=limits, skipped=skipped):
-        keys = {pair.fingerprint, " ".join(pair.problem.casefold().split())}
+    seen: set[tuple[str | None, str]] = set()
+    for source, pair in _read_pairs(path, request=request, limits=limits, skipped=skipped):
+        unit_id = source if request.unit == "file" else None
+        keys = {(unit_id, pair.fingerprint), (unit_id, " ".join(pair.problem.casefold().split()))}
         if keys & seen:
             removed["near_duplicate"] += 1
         else:
-            rows.append(Row(problem=pair.problem, solution=pair.solution, lang="python"))
+            rows.append(Row(problem=pair.problem, solution=pair.solution, lang="python", unit_id=unit_id))
         seen |= keys
     if request.kind == "prompts":
         rows = [Row(problem=row.problem, solution="", lang=row.lang) for row in rows]

@@ -19,7 +19,11 @@ class _Contract(BaseModel):
 
 class IngestRequest(_Contract):
     """What an upload is. The character limits and ``include_methods`` say which functions of an archive become rows;
-    a JSONL upload says that by itself, and every one of its rows is taken."""
+    a JSONL upload says that by itself, and every one of its rows is taken.
+
+    ``unit``, for pairs from an archive: whether each function is a privacy unit (``record``), or all of one source file
+    together (``file``: the rows get the file's path as ``unit_id``). A JSONL upload has its own column ``unit_id``.
+    """
 
     format: Literal["jsonl", "archive"]
     kind: Literal["pairs", "prompts"]
@@ -28,6 +32,7 @@ class IngestRequest(_Contract):
     max_solution_chars: Size = Field(default=4000, validate_default=True)
     max_problem_chars: Size = 2000
     include_methods: bool = False
+    unit: Literal["record", "file"] = "record"
 
     @field_validator("max_solution_chars")
     @classmethod
@@ -35,6 +40,13 @@ class IngestRequest(_Contract):
         least = info.data.get("min_solution_chars", value)
         if value < least:
             raise ValueError(f"{value} is below min_solution_chars {least}")
+        return value
+
+    @field_validator("unit")
+    @classmethod
+    def _files_are_in_archives(cls, value: str, info: ValidationInfo) -> str:
+        if value == "file" and (info.data.get("format"), info.data.get("kind")) != ("archive", "pairs"):
+            raise ValueError("file needs pairs from an archive; rows in JSON lines have the column unit_id")
         return value
 
 
@@ -59,10 +71,12 @@ class IngestLimits(_Contract):
 
 
 class IngestSummary(_Contract):
-    """``sha256`` is of the canonical output file; ``skipped`` counts by reason what of an archive gave no row (files,
-    or functions); ``languages`` counts rows."""
+    """``sha256`` is of the canonical output file; ``units`` counts distinct values of ``unit_id``, None without that
+    column; ``skipped`` counts by reason what of an archive gave no row (files, or functions); ``languages`` counts
+    rows."""
 
     rows: int
+    units: int | None = None
     sha256: str
     duplicates_removed: int
     skipped: dict[str, int]

@@ -17,8 +17,9 @@ from privcode.errors import InvalidInput
 from privcode.ingest.contract import LANGUAGES
 from privcode.ingest.rows import Row
 
-COLUMNS: Final = ("problem", "solution", "lang")
+COLUMNS: Final = ("problem", "solution", "lang")  # and for pairs unit_id
 DEFAULT_LANGUAGE: Final = "python"
+MAX_UNIT_ID_CHARS: Final = 256
 
 # A name that may be shown: columns that were swapped, or a row that is no row, would put their text in its place.
 _SHOWABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_+#.-]{0,31}")
@@ -89,9 +90,10 @@ def _text(row: dict[str, Any], column: str, line: int) -> str:
 
 
 def _row(row: dict[str, Any], line: int, kind: Literal["pairs", "prompts"]) -> Row:
-    if unknown := [name for name in row if name not in COLUMNS]:
+    columns = (*COLUMNS, "unit_id") if kind == "pairs" else COLUMNS
+    if unknown := [name for name in row if name not in columns]:
         name = _shown(unknown[0])
-        known = ", ".join(COLUMNS)
+        known = ", ".join(columns)
         _refuse(line, f"column {name} is not known; known are {known}", code="wrong_columns", field=name, value=name)
     if "problem" not in row:
         _refuse(line, "column problem is missing", code="wrong_columns", field="problem", value="problem")
@@ -109,7 +111,19 @@ def _row(row: dict[str, Any], line: int, kind: Literal["pairs", "prompts"]) -> R
         _refuse(line, "there is no solution", code="missing_solution", field="solution", value=line)
     if kind == "prompts" and solution:
         _refuse(line, "a prompt has no solution", code="unexpected_solution", field="solution", value=line)
-    return Row(problem=problem, solution=solution, lang=lang)
+    return Row(problem=problem, solution=solution, lang=lang, unit_id=_unit_id(row, line) if "unit_id" in row else None)
+
+
+def _unit_id(row: dict[str, Any], line: int) -> str:
+    unit_id = _text(row, "unit_id", line)
+    if not unit_id.strip():
+        _refuse(line, "unit_id is empty", code="empty_unit_id", field="unit_id", value=line)
+    if len(unit_id) > MAX_UNIT_ID_CHARS:
+        _refuse(
+            line, f"unit_id is longer than {MAX_UNIT_ID_CHARS} characters", code="unit_id_too_long", field="unit_id",
+            value=line,
+        )  # fmt: skip
+    return unit_id
 
 
 def read_rows(path: Path, *, kind: Literal["pairs", "prompts"], max_line_bytes: int) -> Iterator[Row]:
@@ -117,8 +131,9 @@ def read_rows(path: Path, *, kind: Literal["pairs", "prompts"], max_line_bytes: 
 
     Raises :class:`InvalidInput` with one of the codes line_too_long, byte_order_mark, nul_byte, not_utf8, not_json,
     not_an_object, duplicate_column, wrong_columns, not_a_string, empty_problem, unknown_language, missing_solution,
-    unexpected_solution.
+    unexpected_solution, empty_unit_id, unit_id_too_long, unit_id_in_some_rows.
     """
+    with_units: bool | None = None
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(max_line_bytes + 1):
@@ -126,5 +141,17 @@ def read_rows(path: Path, *, kind: Literal["pairs", "prompts"], max_line_bytes: 
             if len(raw) > max_line_bytes:
                 _refuse(number, f"is longer than {max_line_bytes} bytes", code="line_too_long", value=number)
             text = _decode(raw, number)
-            if not text.isspace():
-                yield _row(_parse(text, number), number, kind)
+            if text.isspace():
+                continue
+            row = _row(_parse(text, number), number, kind)
+            if with_units is None:
+                with_units = row.unit_id is not None
+            elif with_units != (row.unit_id is not None):
+                there = (
+                    "is missing, and the rows before have it" if with_units else "is given, and no row before has it"
+                )
+                _refuse(
+                    number, f"column unit_id {there}; all rows have it or none", code="unit_id_in_some_rows",
+                    field="unit_id", value=number,
+                )  # fmt: skip
+            yield row

@@ -15,8 +15,9 @@ from lm.models import load_model, load_tokenizer, resolve_model
 from privcode.accounting import epsilon_pld, epsilon_rdp, signal_to_noise
 from privcode.canaries import plant
 from privcode.errors import StageFailed
-from privcode.results import PrivacyReceipt, SyntheticPair
+from privcode.results import PrivacyReceipt, SamplerEvidence, SyntheticPair
 from privcode.stage_io import Stage, run_child
+from privcode.units import group_into_units, unit_words
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import StepMetrics, train
 from services.trainer.core.finetune import finetune
@@ -26,6 +27,7 @@ from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
 from services.trainer.core.privsa import require_plain_head
 from services.trainer.core.sampler import PoissonSampler
+from services.trainer.core.sampler_check import check_sampler
 from services.trainer.core.sequences import TokenSequence, make_sequence
 
 # A and the dropout masks are public randomness: nothing of the guarantee rests on them.
@@ -39,10 +41,17 @@ def run_sanitize(stage: Stage) -> None:
     stage.progress(0, plan.steps)
     own = list(stage.read_rows("dataset"))
     rows = plant(own, rate=stage.spec.audit.canary_rate, seed=stage.spec.audit.seed)
-    if len(rows) != plan.records:
-        raise StageFailed(f"{len(rows)} records, the plan has {plan.records}", code="records_changed")
+    units = group_into_units(rows, max_records_per_unit=plan.max_records_per_unit)
+    if (len(rows), len(units)) != (plan.records, plan.units):
+        raise StageFailed(
+            f"{len(rows)} records in {len(units)} units, the plan has {plan.records} in {plan.units}",
+            code="records_changed",
+        )
+    sampler = PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=stage.spec.privacy.data_seed)
+    evidence = check_sampler(sampler, units=plan.units, sample_rate=plan.sample_rate, first_step=plan.steps)
     path = _model_path(stage, spec.model)
-    sequences = _sequences(stage, rows, tokenizer=load_tokenizer(path), seq_length=spec.seq_length)
+    tokenizer = load_tokenizer(path)
+    sequences = [_sequences(stage, unit, tokenizer=tokenizer, seq_length=spec.seq_length) for unit in units]
     model = add_adapter(load_model(path), spec.lora, seed=_ADAPTER_SEED)
     require_plain_head(model)
     engine, counter = NativeEngine(model), StepCounter(stage.keep_dir)
@@ -55,11 +64,11 @@ def run_sanitize(stage: Stage) -> None:
 
     train(
         model,
-        [[sequence] for sequence in sequences],
+        sequences,
         plan=plan,
         spec=spec,
         engine=engine,
-        sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=stage.spec.privacy.data_seed),
+        sampler=sampler,
         noise=secret_gaussian,
         counter=counter,
         checkpoints=CheckpointFile(stage.keep_dir, run=_run_identity(stage)),
@@ -68,7 +77,9 @@ def run_sanitize(stage: Stage) -> None:
         on_step=on_step,
     )
     parameters = sum(parameter.numel() for parameter in engine.parameters)
-    receipt = _receipt(stage, steps_taken=counter.taken, canaries=len(rows) - len(own), parameters=parameters)
+    receipt = _receipt(
+        stage, steps_taken=counter.taken, canaries=len(rows) - len(own), parameters=parameters, sampler=evidence
+    )
     save_adapter(model, stage.output("junior_adapter"), base=spec.model)
     stage.write_model("privacy_receipt", receipt)
     with log.open(encoding="utf-8") as lines:
@@ -140,16 +151,20 @@ def _run_identity(stage: Stage) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _receipt(stage: Stage, *, steps_taken: int, canaries: int, parameters: int) -> PrivacyReceipt:
+def _receipt(
+    stage: Stage, *, steps_taken: int, canaries: int, parameters: int, sampler: SamplerEvidence
+) -> PrivacyReceipt:
     plan = stage.task.plan
     taken = plan.mechanism.model_copy(update={"steps": steps_taken})
     return PrivacyReceipt(
         plan=plan,
+        unit=unit_words(unit=plan.unit, max_records_per_unit=plan.max_records_per_unit),
         steps_taken=steps_taken,
         epsilon_spent=epsilon_pld([taken], target_delta=plan.target_delta),
         epsilon_rdp=epsilon_rdp([taken], target_delta=plan.target_delta),
         canaries=canaries,
         sampling_seed="secret" if stage.spec.privacy.data_seed is None else "given",
+        sampler=sampler,
         trainable_parameters=parameters,
         signal_to_noise=signal_to_noise(
             expected_batch=plan.expected_batch,

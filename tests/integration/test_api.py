@@ -92,6 +92,35 @@ def test_upload_and_read_back(client: TestClient) -> None:
     assert client.get(f"/v1/datasets/{dataset['id']}/budget").json()["entries"] == []
 
 
+def test_units_are_counted_and_planned_with(client: TestClient, tenant: SimpleNamespace) -> None:
+    rows = [{**row, "unit_id": f"author {number % 30}"} for number, row in enumerate(ROWS)]
+    made = _upload(client, _jsonl(rows)).json()
+    assert (made["rows"], made["units"], made["summary"]["units"]) == (50, 30, 30)
+    assert client.get(f"/v1/datasets/{made['id']}").json() == made
+    assert _upload(client, _jsonl(ROWS)).json()["units"] is None
+    body = {
+        **tenant.request, "dataset": made["id"], "audit": {"canary_rate": 2},
+        "privacy": {"expected_batch": 16, "max_records_per_unit": 3},
+    }  # fmt: skip
+    plan = client.post("/v1/jobs/estimate", json=body).json()["plan"]
+    assert (plan["unit"], plan["records"], plan["units"], plan["max_records_per_unit"]) == ("unit_id", 60, 40, 3)
+    assert plan["sample_rate"] == 16 / 40
+    body["privacy"] = {"expected_batch": 41}
+    refused = client.post("/v1/jobs/estimate", json=body)
+    _assert_problem(refused, 422, "batch_exceeds_units", "privacy.expected_batch")
+
+
+def test_a_file_of_an_archive_can_be_the_unit(client: TestClient) -> None:
+    source = b'def f(x):\n    """Add %d to x, whatever x may be."""\n    result = x + %d\n    return result\n\n'
+    two = source % (1, 1) + (source % (2, 2)).replace(b"def f", b"def g")
+    archive = _archive((tarfile.TarInfo("a.py"), two), (tarfile.TarInfo("b.py"), source % (3, 3)))
+    query = {"format": "archive", "min_solution_chars": 20}
+    made = _upload(client, archive, unit="file", **query).json()
+    assert (made["rows"], made["units"]) == (3, 2)
+    assert _upload(client, archive, **query).json()["units"] is None
+    _assert_problem(_upload(client, _jsonl(ROWS), unit="file"), 422, "invalid_value", "unit")
+
+
 def test_the_same_private_rows_have_one_budget(client: TestClient) -> None:
     first = _upload(client, _jsonl(ROWS)).json()
     again = _assert_problem(_upload(client, _jsonl(ROWS)), 409, "dataset_exists", "file")
@@ -154,6 +183,7 @@ def test_bad_uploads_store_nothing(client: TestClient, sessions: SessionFactory,
         ({"budget_epsilon": "much"}, "budget_epsilon"),
         ({"budget_delta": 1}, "budget_delta"),
         ({"format": "zip"}, "format"),
+        ({"unit": "person"}, "unit"),
         ({"colour": "blue"}, "colour"),
         ({"name": ""}, "name"),
     ],

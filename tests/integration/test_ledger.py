@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import reduce
 from types import SimpleNamespace
 
 import pytest
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
 from privcode import jobs, ledger, submission
+from privcode.accounting import epsilon_pld
 from privcode.db.models import Dataset, Job
 from privcode.db.session import SessionFactory, transaction
 from privcode.errors import BudgetExceeded
@@ -42,6 +45,31 @@ def test_composition_is_less_than_the_sum_of_the_parts(
     for _ in range(2):
         _submit(sessions, tenant, settings, privacy={"target_epsilon": 2.0})
     assert 2.0 < _budget(sessions, tenant).epsilon_committed < 4.0
+
+
+def test_jobs_of_different_kinds_are_composed_as_one_mechanism_each(
+    sessions: SessionFactory, tenant: SimpleNamespace, settings: Settings
+) -> None:
+    asked: list[dict[str, float]] = [
+        {"target_epsilon": 1.0, "expected_batch": 16, "steps": 4},
+        {"target_epsilon": 0.5, "expected_batch": 200, "steps": 50},
+        {"target_epsilon": 2.0, "expected_batch": 64, "steps": 20},
+    ]
+    plans = [PrivacyPlan.model_validate(_submit(sessions, tenant, settings, privacy=privacy).plan) for privacy in asked]
+    assert len({plan.sample_rate for plan in plans}) == len({plan.noise_multiplier for plan in plans}) == 3
+    committed = _budget(sessions, tenant).epsilon_committed
+    assert committed == epsilon_pld([plan.mechanism for plan in plans], target_delta=1e-5)
+    assert committed == epsilon_pld([plan.mechanism for plan in reversed(plans)], target_delta=1e-5)
+    assert 2.0 <= committed < 3.5
+    # Without the ledger's accountant.
+    distributions = [
+        from_gaussian_mechanism(
+            plan.noise_multiplier, sampling_prob=plan.sample_rate, value_discretization_interval=2e-4
+        ).self_compose(plan.steps)
+        for plan in plans
+    ]
+    direct = reduce(lambda one, other: one.compose(other), distributions).get_epsilon_for_delta(1e-5)
+    assert committed == pytest.approx(direct, rel=0.01)
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import pytest
-from hypothesis import given, settings
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from opacus.accountants import PRVAccountant
 
 from privcode.accounting import epsilon_pld, epsilon_rdp, make_plan, signal_to_noise
 from privcode.errors import InvalidInput
@@ -84,19 +87,93 @@ def test_the_plan_repeats_the_request() -> None:
     assert plan.max_grad_norm == 0.5
 
 
-@settings(max_examples=4, deadline=None)
-@given(
-    parts=st.lists(
-        st.builds(
-            Mechanism,
-            sample_rate=st.floats(min_value=0.001, max_value=0.5),
-            noise_multiplier=st.floats(min_value=0.6, max_value=5.0),
-            steps=st.integers(min_value=1, max_value=50),
-        ),
-        min_size=2,
-        max_size=3,
-    )
+def test_the_plan_of_units() -> None:
+    asked = privacy(max_records_per_unit=3)
+    plan = make_plan(asked, records=592, units=100)
+    assert (plan.unit, plan.records, plan.units, plan.max_records_per_unit) == ("unit_id", 592, 100, 3)
+    assert plan.sample_rate == 16 / 100
+    # The accounting knows units only: as many records as there are units cost the same.
+    alone = make_plan(asked, records=100)
+    assert (alone.unit, alone.units, alone.max_records_per_unit) == ("record", 100, 1)
+    assert alone.mechanism == plan.mechanism
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "noise_multiplier", "steps", "delta"),
+    [
+        (0.001, 0.7, 2000, 1e-6),
+        (0.01, 0.8, 100, 1e-5),
+        (16 / 592, 0.6, 4, 1e-5),
+        (512 / 20_000, 1.38, 117, 1e-5),
+        (0.05, 1.0, 58, 1e-7),
+        (0.1, 2.0, 1000, 1e-6),
+        (0.3, 1.5, 10, 1e-3),
+        (0.5, 4.0, 20, 1e-5),
+    ],
 )
+def test_agrees_with_opacus(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> None:
+    # An independent implementation of another method: PRV (Gopi et al. 2021, arXiv 2106.02848).
+    mechanism = Mechanism(sample_rate=sample_rate, noise_multiplier=noise_multiplier, steps=steps)
+    found = epsilon_pld([mechanism], target_delta=delta)
+    accountant = PRVAccountant()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    theirs = accountant.get_epsilon(delta=delta, eps_error=0.002 * found, delta_error=delta / 1000)
+    assert found == pytest.approx(theirs, rel=0.01)
+
+
+mechanisms = st.builds(
+    Mechanism,
+    sample_rate=st.floats(min_value=0.001, max_value=0.5),
+    noise_multiplier=st.floats(min_value=0.6, max_value=5.0),
+    steps=st.integers(min_value=1, max_value=50),
+)
+
+
+# A failing case is costly to shrink here, and short enough as it is.
+unshrunk = [Phase.explicit, Phase.reuse, Phase.generate]
+
+
+@settings(max_examples=6, deadline=None, phases=unshrunk)
+@given(mechanism=mechanisms, factor=st.floats(min_value=1.1, max_value=2.0), delta=st.sampled_from([1e-3, 1e-5, 1e-7]))
+def test_epsilon_rises_with_each_argument(mechanism: Mechanism, factor: float, delta: float) -> None:
+    epsilon = epsilon_pld([mechanism], target_delta=delta)
+    more = mechanism.steps + max(1, round((factor - 1) * mechanism.steps))
+    worse = {
+        "steps": epsilon_pld([mechanism.model_copy(update={"steps": more})], target_delta=delta),
+        "target_delta": epsilon_pld([mechanism], target_delta=delta / factor),
+        **{
+            name: epsilon_pld([mechanism.model_copy(update={name: value})], target_delta=delta)
+            for name, value in {
+                "sample_rate": factor * mechanism.sample_rate,
+                "noise_multiplier": mechanism.noise_multiplier / factor,
+            }.items()
+        },
+    }
+    for name, value in worse.items():
+        # So little may be done that delta alone covers it.
+        assert value > epsilon or value == epsilon == 0, name
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(0.1, 0.9, 20), (0.02, 0.7, 50)],
+        [(0.5, 3.0, 10), (0.01, 0.6, 30), (1.0, 8.0, 2)],
+    ],
+)
+def test_composition_is_the_composition_of_the_distributions(parts: list[tuple[float, float, int]]) -> None:
+    """Without the accountant's own way to put mechanisms together."""
+    distributions = [
+        from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=2e-4).self_compose(steps)
+        for rate, sigma, steps in parts
+    ]
+    direct = reduce(lambda one, other: one.compose(other), distributions).get_epsilon_for_delta(DELTA)
+    mechanisms = [Mechanism(sample_rate=rate, noise_multiplier=sigma, steps=steps) for rate, sigma, steps in parts]
+    assert epsilon_pld(mechanisms, target_delta=DELTA) == pytest.approx(direct, rel=0.01)
+
+
+@settings(max_examples=4, deadline=None)
+@given(parts=st.lists(mechanisms, min_size=2, max_size=3))
 def test_composition_lies_between_the_largest_part_and_the_sum(parts: list[Mechanism]) -> None:
     each = [epsilon_pld([part], target_delta=DELTA) for part in parts]
     together = epsilon_pld(parts, target_delta=DELTA)
@@ -145,3 +222,10 @@ def test_refusals(values: dict[str, object], records: int, code: str, field: str
     with pytest.raises(InvalidInput) as refused:
         make_plan(privacy(**values), records=records)
     assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_a_batch_beyond_the_units_is_refused() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        make_plan(privacy(expected_batch=101), records=1000, units=100)
+    assert (refused.value.code, refused.value.field) == ("batch_exceeds_units", "privacy.expected_batch")
+    assert "101 is more than the 100 units" in refused.value.message

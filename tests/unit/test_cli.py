@@ -152,10 +152,16 @@ def test_ctrl_c_while_following_leaves_the_job_alone(stub: ApiStub) -> None:
 
 
 def test_upload_tells_the_format_from_the_name(stub: ApiStub, tmp_path: Path) -> None:
-    summary = {"rows": 3, "duplicates_removed": 1, "skipped": {"no_docstring": 7}, "languages": {"python": 3}}
+    summary = {
+        "rows": 3,
+        "units": 2,
+        "duplicates_removed": 1,
+        "skipped": {"no_docstring": 7},
+        "languages": {"python": 3},
+    }
     dataset = {
         "object": "dataset", "id": "ds_1", "name": "x", "visibility": "private", "kind": "pairs", "rows": 3,
-        "sha256": "", "summary": summary, "budget": BUDGET, "created_at": 1.0,
+        "units": 2, "sha256": "", "summary": summary, "budget": BUDGET, "created_at": 1.0,
     }  # fmt: skip
     stub.on("POST", "/v1/datasets", Answer.json(dataset, status=201))
     for name, format in (("a.jsonl", "jsonl"), ("a.tar.gz", "archive"), ("a.tgz", "archive")):
@@ -165,6 +171,10 @@ def test_upload_tells_the_format_from_the_name(stub: ApiStub, tmp_path: Path) ->
         assert f"format={format}" in stub.seen[-1].query
         assert f"name={name}" in stub.seen[-1].query
     assert "3 pairs, private" in result.stdout
+    assert "2, by unit_id" in result.stdout
+    assert "unit=" not in stub.seen[-1].query
+    run("upload", str(tmp_path / "a.tgz"), "--visibility", "private", "--unit", "file")
+    assert "unit=file" in stub.seen[-1].query
     assert "7 no docstring" in result.stdout
     (tmp_path / "a.bin").write_text("x")
     result = run("upload", str(tmp_path / "a.bin"), "--visibility", "private")
@@ -193,11 +203,16 @@ ESTIMATE: dict[str, Any] = {
 def test_estimate_tells_what_it_costs(stub: ApiStub, request_file: str) -> None:
     stub.on("POST", "/v1/jobs/estimate", Answer.json(ESTIMATE), Answer.json(ESTIMATE | {"fits": False}))
     shown = run("estimate", request_file).stdout
-    for words in ("epsilon 3.1415 at delta 1e-5", "4 steps", "57,600", "at least 10 times its signal",
+    for words in ("epsilon 3.1415 at delta 1e-5", "one record", "4 steps", "57,600", "at least 10 times its signal",
                   "3.9999 of 8 committed, 4.0000 left", "fits the budget", "! the noise outweighs"):  # fmt: skip
         assert words in shown or words.replace("3.9999", "4.0000") in shown, words
     assert "exceeds the budget" in run("estimate", request_file).stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
+    by_unit = {"plan": plan(unit="unit_id", units=123, max_records_per_unit=8)}
+    stub.on("POST", "/v1/jobs/estimate", Answer.json(ESTIMATE | by_unit))
+    shown = " ".join(run("estimate", request_file).stdout.split())
+    assert "all records with one unit_id, of which at most 8 are used" in shown
+    assert "(expected 16 of 123)" in shown
 
 
 def test_what_is_spent_is_rounded_up_and_what_is_left_down() -> None:
@@ -206,14 +221,21 @@ def test_what_is_spent_is_rounded_up_and_what_is_left_down() -> None:
     assert (number(4.0), number(3.1415), number(1e-5)) == ("4", "3.1415", "1e-5")
 
 
+SAMPLER = {
+    "test_lots": 1000, "units": 600, "sample_rate": 0.0267, "mean_lot": 16.0, "expected_mean_lot": 16.0,
+    "lot_variance": 15.0, "expected_lot_variance": 15.6, "p_value": 0.5,
+}  # fmt: skip
+
+
 def _report(**over: Any) -> dict[str, Any]:
     def score(model: str, successes: int) -> dict[str, Any]:
         rate = wilson(successes=successes, n=20).model_dump()
         return {"benchmark": "humaneval", "model": model, "pass_at_1": rate, "outcomes": {}}
 
     receipt = {
-        "plan": plan(), "steps_taken": 4, "epsilon_spent": 3.99871, "epsilon_rdp": 4.9, "canaries": 5,
-        "sampling_seed": "secret", "trainable_parameters": 57600, "signal_to_noise": 0.1,
+        "plan": plan(), "unit": "one record", "steps_taken": 4, "epsilon_spent": 3.99871, "epsilon_rdp": 4.9,
+        "canaries": 5, "sampling_seed": "secret", "sampler": SAMPLER, "trainable_parameters": 57600,
+        "signal_to_noise": 0.1,
     }  # fmt: skip
     audit = {
         "injected": True, "canary_rate": 1, "prompts": 16, "samples_per_prompt": 2, "findings": [],
@@ -242,10 +264,11 @@ def test_report_shows_every_figure_with_its_denominator(stub: ApiStub, tmp_path:
     result = run("report", "job_1", "--html", str(tmp_path / "report.html"))
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<p>ε"
-    for words in ("epsilon 3.9988 at delta 1e-5", "3.9988 of 8 spent, 4.0012 left", "8 no closed code block",
-                  "4 description too far from the prompt", "3 of 20 = 15% (5% to 36%)", "2 of 20 = 10%",
-                  "0 of 5 planted secrets found; upper limit 43.4 %", "1:22", "exit code 0 says little",
-                  "the noise outweighs the signal"):  # fmt: skip
+    for words in ("epsilon 3.9988 at delta 1e-5", "one record", "3.9988 of 8 spent, 4.0012 left",
+                  "8 no closed code block", "4 description too far from the prompt",
+                  "3 of 20 = 15% (5% to 36%)", "2 of 20 = 10%",
+                  "0 of 5 planted secrets found; upper limit 43.4 %", "1:22",
+                  "exit code 0 says little", "the noise outweighs the signal"):  # fmt: skip
         assert words in result.stdout, words
     assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(tmp_path) not in line)
 

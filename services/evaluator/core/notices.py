@@ -21,7 +21,7 @@ def notices(
     """The warnings of a run, the weightiest first."""
     return [
         *_leakage(audit),
-        *_privacy(receipt, records=history.dataset.records),
+        *_privacy(receipt),
         *_utility(spec, receipt, evaluation),
         *_assumptions(history, receipt),
     ]
@@ -36,7 +36,7 @@ def _leakage(audit: CanaryAudit) -> list[Notice]:
     return []
 
 
-def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
+def _privacy(receipt: PrivacyReceipt) -> list[Notice]:
     plan, found = receipt.plan, []
     if receipt.epsilon_spent > plan.target_epsilon:
         found.append(
@@ -47,19 +47,21 @@ def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
                 f"{plan.steps} were planned, those of interrupted attempts included.",
             )
         )
-    if plan.target_delta >= 1 / records:
+    own = plan.units - receipt.canaries
+    if plan.target_delta >= 1 / own:
         found.append(
             Notice(
                 code="delta_too_large",
-                text=f"Delta {statements.exact(plan.target_delta)} is not below 1 in {records:,} records: it allows a "
-                "mechanism that publishes a whole record now and then. Take a smaller one.",
+                text=f"Delta {statements.exact(plan.target_delta)} is not below 1 in {own:,} "
+                f"{'records' if plan.unit == 'record' else 'units'}: it allows a mechanism that publishes a whole one "
+                "now and then. Take a smaller one.",
             )
         )
     if receipt.sampling_seed == "given":
         found.append(
             Notice(
                 code="sampling_seed_given",
-                text="The seed of the record sampling was given in the request. The stated epsilon holds only against "
+                text="The seed of the sampling was given in the request. The stated epsilon holds only against "
                 "those who don't know it.",
             )
         )

@@ -39,6 +39,7 @@ def render_html(report: Report) -> str:
         round_up=statements.round_up,
         percent=statements.percent,
         rate=statements.rate,
+        sampler=statements.sampler,
         date=_date,
         duration=_duration,
         words=_words,

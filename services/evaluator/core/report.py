@@ -97,7 +97,8 @@ class Report(Result):
 LABELS: Final[Mapping[str, FigureLabel]] = {
     "guarantee": FigureLabel(
         label="public",
-        reason="From the job's settings and the number of records, which is treated as public.",
+        reason="From the job's settings and the numbers of records and units, which are treated as public, and from "
+        "lots that were drawn as a test and not trained on.",
     ),
     "candidates": FigureLabel(
         label="dp",
@@ -161,8 +162,18 @@ def build_report(
         stages=[StageTime(name=stage.name, seconds=round(stage.seconds)) for stage in history.stages],
         budget=history.budget,
         warnings=notices(spec=spec, history=history, receipt=receipt, evaluation=evaluation, audit=audit),
-        labels=dict(LABELS),
+        labels=_labels(receipt),
     )
+
+
+def _labels(receipt: PrivacyReceipt) -> dict[str, FigureLabel]:
+    """``LABELS``, with the unit of privacy where a label says that it is protected."""
+    return {
+        part: label.model_copy(update={"reason": f"{label.reason} The unit of privacy is {receipt.unit}."})
+        if label.label == "dp"
+        else label
+        for part, label in LABELS.items()
+    }
 
 
 def _funnel(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
-from privcode.results import BenchmarkScore, CanaryAudit, PrivacyReceipt, Rate
+from privcode.results import BenchmarkScore, CanaryAudit, PrivacyReceipt, Rate, SamplerEvidence
 
 
 def exact(value: float) -> str:
@@ -32,16 +31,22 @@ def rate(figure: Rate) -> str:
     return f"{figure.successes} of {figure.n} ({percent(figure.value)}; {interval})"
 
 
-_UNIT_NAMES: Final = {"record": "record", "unit_id": "unit (all records with one unit_id)"}
-
-
 def guarantee(receipt: PrivacyReceipt) -> str:
     epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
     factor = f"{math.exp(receipt.epsilon_spent):,.1f}" if receipt.epsilon_spent < 20 else f"e^{epsilon}"
     return (
-        f"Whether any one {_UNIT_NAMES[receipt.plan.unit]} was in the data set or not changes the probability of "
-        f"whatever models and data this job releases by at most a factor of {factor} (e to the power of "
-        f"epsilon = {epsilon}) and an added delta = {delta}. This holds whatever anyone does with them later on."
+        f"Whether any one unit was in the data set or not changes the probability of whatever models and data this job "
+        f"releases by at most a factor of {factor} (e to the power of epsilon = {epsilon}) and an added "
+        f"delta = {delta}. The unit is {receipt.unit}. This holds whatever anyone does with them later on."
+    )
+
+
+def sampler(evidence: SamplerEvidence) -> str:
+    """``1,000 test lots before training: 8.02 units on average (expected 8), ...``."""
+    return (
+        f"{evidence.test_lots:,} test lots before training: {evidence.mean_lot:.4g} units on average (expected "
+        f"{evidence.expected_mean_lot:.4g}), variance {evidence.lot_variance:.4g} (expected "
+        f"{evidence.expected_lot_variance:.4g}), p = {evidence.p_value:.2g}"
     )
 
 
@@ -54,7 +59,7 @@ def signal_to_noise(receipt: PrivacyReceipt) -> str | None:
         f"The noise outweighs the signal: this run proves the machinery, not the utility. An expected batch of "
         f"{plan.expected_batch} against a noise multiplier of {plan.noise_multiplier:.3f} over "
         f"{receipt.trainable_parameters:,} trainable parameters is a ratio of {receipt.signal_to_noise:.3g}; at 1 the "
-        f"noise is as large as the largest possible sum of clipped gradients. More records, larger batches or a "
+        f"noise is as large as the largest possible sum of clipped gradients. More data, larger batches or a "
         f"smaller adapter raise it."
     )
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Sampler(Protocol):
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Sorted indices of the units of optimizer step ``step``."""
+        ...
 
 
 class PoissonSampler:

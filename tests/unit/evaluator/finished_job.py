@@ -16,6 +16,7 @@ from privcode.results import (
     Outcome,
     PrivacyPlan,
     PrivacyReceipt,
+    SamplerEvidence,
     ScoredCandidate,
     wilson,
 )
@@ -64,11 +65,16 @@ def receipt(spec: JobSpec, **others: Any) -> PrivacyReceipt:
         "steps_taken": 4,
         "epsilon_spent": spec.privacy.target_epsilon - 3e-5,
         "epsilon_rdp": spec.privacy.target_epsilon * 1.23,
+        "unit": "one record",
         "canaries": 5,
         "sampling_seed": "secret",
+        "sampler": SamplerEvidence(
+            test_lots=1000, units=597, sample_rate=16 / 597, mean_lot=16.1, expected_mean_lot=16.0,
+            lot_variance=15.2, expected_lot_variance=16 * (1 - 16 / 597), p_value=0.61,
+        ),
         "trainable_parameters": 46080,
         "signal_to_noise": 16 / (0.6732 * 46080**0.5),
-    }
+    }  # fmt: skip
     return PrivacyReceipt(**(values | others))
 
 

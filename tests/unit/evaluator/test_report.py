@@ -127,6 +127,33 @@ def test_a_delta_not_below_one_over_n_is_named(finished: Finished) -> None:
     assert "delta_too_large" in _codes(finished.report(spec=spec, receipt=receipt(spec)))
 
 
+def test_the_unit_is_named_wherever_the_guarantee_is(finished: Finished) -> None:
+    spec = finished.inputs["spec"]
+    words = "all records with one unit_id, of which at most 8 are used"
+    plan = receipt(spec).plan.model_copy(update={"unit": "unit_id", "units": 105, "max_records_per_unit": 8})
+    report = finished.report(receipt=receipt(spec, plan=plan, unit=words))
+    assert f"The unit is {words}" in report.guarantee.statement
+    assert all((words in label.reason) is (label.label == "dp") for label in report.labels.values())
+    page = render_html(report)
+    assert page.count(words) >= 2
+    assert "(16 of 105 units, Poisson)" in page
+    assert "The unit is one record" in finished.report().guarantee.statement
+    # 100 units without the canaries.
+    loose = job_spec(target_epsilon=3.1415, target_delta=0.01)
+    plan = plan.model_copy(update={"target_delta": 0.01})
+    (text,) = (
+        notice.text
+        for notice in finished.report(spec=loose, receipt=receipt(loose, plan=plan, unit=words)).warnings
+        if notice.code == "delta_too_large"
+    )
+    assert "1 in 100 units" in text
+
+
+def test_what_the_sampler_did_is_shown(finished: Finished) -> None:
+    page = render_html(finished.report())
+    assert "1,000 test lots before training: 16.1 units on average (expected 16), variance 15.2" in page
+
+
 def test_history_with_a_gap_is_refused() -> None:
     data = history().model_dump()
     for part in data:

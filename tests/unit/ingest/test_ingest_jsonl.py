@@ -101,6 +101,13 @@ def test_prompts_have_an_empty_solution(tmp_path: Path) -> None:
         (b'{"problem": "secret\x00", "solution": "s"}', "nul_byte", "file", 2),
         (b'{"problem": "p", "solution": "secret\\ud800"}', "not_utf8", "solution", 2),
         (b'{"problem": "secret \xff", "solution": "s"}', "not_utf8", "file", 2),
+        (b'{"problem": "p", "solution": "s", "unit_id": "secret"}', "unit_id_in_some_rows", "unit_id", 2),
+        (b'{"problem": "p", "solution": "s", "unit_id": ""}', "empty_unit_id", "unit_id", 2),
+        (b'{"problem": "p", "solution": "s", "unit_id": " "}', "empty_unit_id", "unit_id", 2),
+        (b'{"problem": "p", "solution": "s", "unit_id": null}', "not_a_string", "unit_id", "null"),
+        (b'{"problem": "p", "solution": "s", "unit_id": 170001}', "not_a_string", "unit_id", "number"),
+        (b'{"problem": "p", "solution": "s", "unit_id": "secret\\u0000"}', "nul_byte", "unit_id", 2),
+        (b'{"problem": "p", "solution": "s", "unit_id": "' + b"secret" * 43 + b'"}', "unit_id_too_long", "unit_id", 2),
     ],
 )
 def test_a_bad_row_is_named_but_not_shown(tmp_path: Path, row: bytes, code: str, field: str, value: str | int) -> None:
@@ -109,6 +116,39 @@ def test_a_bad_row_is_named_but_not_shown(tmp_path: Path, row: bytes, code: str,
     assert error.message.startswith("line 2: ")
     assert "secret" not in error.message
     assert error.__context__ is None
+
+
+def by(unit_id: str, **columns: str) -> dict[str, str]:
+    return {**GOOD, **columns, "unit_id": unit_id}
+
+
+def test_units_are_kept_and_counted(tmp_path: Path) -> None:
+    longest = "ü" * 256
+    given = [by("alice"), by("bob"), by("alice"), by("alice", problem="Add."), by(longest)]
+    summary = run(tmp_path, lines(*given))
+    # Rows are the same only within a unit.
+    assert written(tmp_path) == [by("alice"), by("bob"), by("alice", problem="Add."), by(longest)]
+    assert (summary.rows, summary.units, summary.duplicates_removed) == (4, 3, 1)
+    assert summary.languages == {"python": 4}
+
+
+def test_without_the_column_nothing_is_counted_and_nothing_changes(tmp_path: Path) -> None:
+    summary = run(tmp_path, lines(GOOD))
+    assert summary.units is None
+    assert written(tmp_path) == [GOOD]
+    assert list(written(tmp_path)[0]) == ["problem", "solution", "lang"]
+
+
+def test_a_row_without_the_column_after_rows_with_it_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(by("secret"), by("secret2")) + b"\n" + lines(GOOD))
+    assert (error.code, error.field, error.value) == ("unit_id_in_some_rows", "unit_id", 4)
+    assert error.message == "line 4: column unit_id is missing, and the rows before have it; all rows have it or none"
+
+
+def test_prompts_have_no_unit(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines({"problem": "p", "unit_id": "secret"}), request=PROMPTS)
+    assert (error.code, error.field) == ("wrong_columns", "unit_id")
+    assert "secret" not in error.message
 
 
 def test_a_prompt_with_a_solution_is_refused(tmp_path: Path) -> None:

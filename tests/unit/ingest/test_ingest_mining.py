@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from privcode.errors import InvalidInput
 from privcode.ingest import IngestLimits, IngestRequest, ingest
@@ -44,11 +45,11 @@ def packed(tmp_path: Path, files: Mapping[str, str]) -> Path:
     return path
 
 
-def rows(tmp_path: Path, files: Mapping[str, str]) -> tuple[list[Row], Counter[str], Counter[str]]:
+def rows(tmp_path: Path, files: Mapping[str, str], **options: object) -> tuple[list[Row], Counter[str], Counter[str]]:
     skipped: Counter[str] = Counter()
     removed: Counter[str] = Counter()
     found = mine_archive(
-        packed(tmp_path, files), request=request(), limits=IngestLimits(), skipped=skipped, removed=removed
+        packed(tmp_path, files), request=request(**options), limits=IngestLimits(), skipped=skipped, removed=removed
     )
     return found, skipped, removed
 
@@ -264,3 +265,27 @@ def test_any_source_gives_pairs_that_parse(source: str | bytes) -> None:
             (node,) = ast.parse(pair.solution).body
             assert isinstance(node, ast.FunctionDef)
             assert node.body
+
+
+def test_a_file_can_be_the_unit(tmp_path: Path) -> None:
+    one, other = function("f", "One."), function("g", "Two.", body="return 2")
+    files = {"pkg/a.py": one + one + other, "pkg/b.py": one}
+    found, _, removed = rows(tmp_path, files, unit="file")
+    assert [(row.unit_id, row.problem.split("`")[1]) for row in found] == [
+        ("pkg/a.py", "f()"),
+        ("pkg/a.py", "g()"),
+        ("pkg/b.py", "f()"),  # a copy in another unit stays: what is kept of a unit depends on that unit alone
+    ]
+    assert removed.total() == 1
+    alone, _, _ = rows(tmp_path, {"pkg/b.py": one}, unit="file")
+    assert alone == found[2:]
+    assert {row.unit_id for row in rows(tmp_path, files)[0]} == {None}
+    upload = packed(tmp_path, files)
+    summary = ingest(upload, request=request(unit="file"), output=tmp_path / "out.jsonl")
+    assert (summary.rows, summary.units) == (3, 2)
+
+
+@pytest.mark.parametrize("options", [{"format": "jsonl"}, {"kind": "prompts"}])
+def test_files_are_units_of_pairs_from_archives_only(options: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="unit_id"):
+        request(unit="file", **options)

@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROWS
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from lm.models import load_model, load_tokenizer
@@ -23,6 +25,9 @@ from privcode.recipes import Label
 from privcode.results import PrivacyPlan, PrivacyReceipt
 from privcode.specs import JobSpec, PrivacySpec
 from privcode.stage_io import Stage, StageEnvironment, StageInput, StageTask
+from services.trainer import stage as trainer_stage
+from services.trainer.core.dp_sgd import train
+from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.sequences import make_sequence
 from services.trainer.stage import run_boost, run_merge_junior, run_merge_premium, run_sanitize
 
@@ -60,14 +65,17 @@ class Bench:
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder
 
-    def stage(self, name: str, *, inputs: dict[str, Path], spec: JobSpec | None = None, run: str = "1") -> Stage:
+    def stage(
+        self, name: str, *, inputs: dict[str, Path], spec: JobSpec | None = None, plan: PrivacyPlan | None = None,
+        run: str = "1",
+    ) -> Stage:  # fmt: skip
         spec = spec or spec_with()
         folder, keep = self.root / run / name, self.root / run / "keep"
         folder.mkdir(parents=True)
         keep.mkdir(exist_ok=True)
         task = StageTask(
             job_id="j", stage=name, attempt=1, spec=spec,
-            plan=plan_of(spec.privacy, len(PRIVATE) + planted_count(spec.audit.canary_rate)),
+            plan=plan or plan_of(spec.privacy, len(PRIVATE) + planted_count(spec.audit.canary_rate)),
             inputs={kind: StageInput(path=str(path), label=Label.PRIVATE) for kind, path in inputs.items()},
             keep_dir=str(keep),
             environment=StageEnvironment(models_dir=str(self.models_dir), sandbox_socket="unused", threads=1),
@@ -153,6 +161,96 @@ def test_the_receipt_is_the_same_whatever_the_runtime(bench: Bench) -> None:
         for number, runtime in enumerate(runtimes)
     ]
     assert receipts[0] == receipts[1]
+
+
+def test_the_receipt_says_what_the_sampler_did(bench: Bench) -> None:
+    privacy = {"target_epsilon": 3.1415, "expected_batch": 4, "steps": 3}
+    receipts = [receipt_of(bench.sanitize(spec=spec_with(privacy=privacy), run=run)) for run in "12"]
+    for receipt in receipts:
+        assert receipt.sampling_seed == "secret"
+        assert (receipt.unit, receipt.sampler.units, receipt.sampler.sample_rate) == ("one record", 10, 0.4)
+        assert receipt.sampler.test_lots == 1000
+        assert receipt.sampler.mean_lot == pytest.approx(4, abs=0.3)
+    # Fresh test lots each time, and all else is the same.
+    one, other = (receipt.model_dump() for receipt in receipts)
+    assert one.pop("sampler") != other.pop("sampler")
+    assert one == other
+
+
+def test_no_test_lot_is_trained_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    draw = PoissonSampler.draw
+
+    def noted(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+        steps.append(step)
+        return draw(self, step)
+
+    monkeypatch.setattr(PoissonSampler, "draw", noted)
+    bench.sanitize()
+    assert steps[-3:] == [0, 1, 2]
+    assert len(steps) == len(set(steps)) == 1003
+
+
+def fixed_size(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(step).choice(self._units, 4, replace=False))
+
+
+def shuffled_epochs(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+    order = np.random.default_rng(step // 2).permutation(self._units)
+    return np.sort(order[step % 2 * 5 :][:5])
+
+
+def with_replacement(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(step).integers(self._units, size=4))
+
+
+def at_twice_the_rate(self: PoissonSampler, step: int) -> NDArray[np.int64]:
+    return np.flatnonzero(np.random.default_rng(step).random(self._units) < 0.8)
+
+
+@pytest.mark.parametrize("draw", [fixed_size, shuffled_epochs, with_replacement, at_twice_the_rate])
+def test_another_sampler_is_refused_before_anything_is_spent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, draw: Any
+) -> None:
+    monkeypatch.setattr(PoissonSampler, "draw", draw)
+    stage = bench.stage("sanitize", inputs={"dataset": bench.rows("dataset", PRIVATE)})
+    with pytest.raises(StageFailed) as refused:
+        run_sanitize(stage)
+    assert refused.value.code == "sampler_not_poisson"
+    assert not list(stage.keep_dir.iterdir())
+    assert not list((stage.folder / "outputs").glob("*"))
+
+
+def test_records_of_one_unit_are_trained_on_as_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[int]] = []
+
+    def noted(model: PeftModel, units: Any, **options: Any) -> None:
+        given.append([len(unit) for unit in units])
+        train(model, units, **options)
+
+    monkeypatch.setattr(trainer_stage, "train", noted)
+    rows = [{**row, "unit_id": unit_id} for row, unit_id in zip(PRIVATE, ["a", "b", "a", "a", "c"], strict=True)]
+    privacy = {"target_epsilon": 3.1415, "expected_batch": 4, "steps": 3, "max_records_per_unit": 2}
+    spec = spec_with(privacy=privacy)
+    plan = make_plan(spec.privacy, records=5 + 5, units=3 + 5)
+    stage = bench.stage("sanitize", inputs={"dataset": bench.rows("dataset", rows)}, spec=spec, plan=plan)
+    run_sanitize(stage)
+    # Each planted canary is a unit of its own.
+    assert given == [[2, 1, 1, 1, 1, 1, 1, 1]]
+    receipt = receipt_of(stage)
+    assert (receipt.plan.unit, receipt.plan.units, receipt.sampler.units) == ("unit_id", 8, 8)
+    assert receipt.plan.sample_rate == 4 / 8
+    assert receipt.unit == "all records with one unit_id, of which at most 2 are used"
+
+
+def test_other_units_than_the_plans_are_refused(bench: Bench) -> None:
+    rows = [{**row, "unit_id": "a"} for row in PRIVATE]
+    stage = bench.stage("sanitize", inputs={"dataset": bench.rows("dataset", rows)})
+    with pytest.raises(StageFailed) as refused:
+        run_sanitize(stage)
+    assert (refused.value.code, refused.value.message) == (
+        "records_changed", "10 records in 6 units, the plan has 10 in 10",
+    )  # fmt: skip
 
 
 def test_a_retry_is_charged_for_the_lost_steps(bench: Bench) -> None:
