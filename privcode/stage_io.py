@@ -50,7 +50,9 @@ class StageEnvironment(BaseModel):
 
 class StageTask(BaseModel):
     """``stage.json``. ``keep_dir`` outlives an attempt (checkpoints, the count of steps taken); it is private.
-    ``history`` tells the report what happened so far: the job, its earlier stages, the dataset's budget."""
+    ``reserved_steps``: noised steps that the ledger has reserved for all attempts together; None where there is none
+    (other stages, runs by hand). ``history`` tells the report what happened so far: the job, its earlier
+    stages, the dataset's budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +63,7 @@ class StageTask(BaseModel):
     plan: PrivacyPlan
     inputs: dict[str, StageInput]
     keep_dir: str
+    reserved_steps: int | None = None
     environment: StageEnvironment
     history: JsonObject
 
