@@ -143,6 +143,11 @@ def _write_atomically(path: Path, data: JsonObject) -> None:
     temporary.rename(path)
 
 
+def write_error(folder: Path, error: PrivCodeError) -> None:
+    """Tell the worker why the stage failed."""
+    _write_atomically(folder / "error.json", {"code": error.code, "message": error.message})
+
+
 def run_child(functions: Mapping[str, StageFunction]) -> None:
     """Main of ``services/NAME/stage.py``: run the stage that the folder asks for and exit.
 
@@ -158,13 +163,14 @@ def run_child(functions: Mapping[str, StageFunction]) -> None:
     try:
         functions[stage.task.stage](stage)
     except PrivCodeError as error:
-        _write_atomically(folder / "error.json", {"code": error.code, "message": error.message})
+        write_error(folder, error)
         sys.exit(1)
     except Exception as error:
         crash = StageFailed(
-            f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where"
+            f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where",
+            code="stage_crashed",
         )
-        _write_atomically(folder / "error.json", {"code": "stage_crashed", "message": crash.message})
+        write_error(folder, crash)
         traceback.print_exc()
         sys.exit(2)
     stage.finish()

@@ -5,7 +5,9 @@ All files are in the stage's ``keep_dir``, which is private. Each is replaced at
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,26 @@ class StepCounter:
             )
         write_durably(self._path, str(self._taken + 1).encode())
         self._taken += 1
+
+
+class TrainingLog:
+    """A private row for each step taken, over all attempts. Not synced: a crash of the machine may cost rows, which
+    nothing rests on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        # A line break before the row, and not after it: a line that a crash cut off ends there.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(row))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows but those that a crash cut off."""
+        with self._path.open(encoding="utf-8") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
 
 
 @dataclass(frozen=True, kw_only=True)
