@@ -147,12 +147,14 @@ def test_the_receipt_is_the_same_whatever_the_runtime(bench: Bench) -> None:
     runtimes: list[dict[str, Any]] = [
         {"micro_batch": 1, "checkpoint_every": 1},
         {"micro_batch": 16, "checkpoint_every": 100, "generate_batch": 1, "engine": "transformers"},
+        {"gradient_checkpointing": True, "base_dtype": "bfloat16"},
+        {"processes": 2},
     ]
     receipts = [
         receipt_of(bench.sanitize(spec=spec_with(runtime=runtime), run=str(number)))
         for number, runtime in enumerate(runtimes)
     ]
-    assert receipts[0] == receipts[1]
+    assert receipts == [receipts[0]] * 4
 
 
 def test_a_retry_is_charged_for_the_lost_steps(bench: Bench) -> None:
