@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -124,3 +128,18 @@ def test_other_errors_are_not_taken_for_it(
     with pytest.raises(error[0]):
         sums(adapted, units, tmp_path / "a", plan=plan, micro_batch=4, engine=engine)
     assert engine.sizes == [4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux'")
+def test_a_real_limit_of_memory(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", str(here / "scarce_worker.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{Path.cwd()}:{here}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    told = json.loads(output)
+    assert sum(told["sizes"]) == 8
+    assert max(told["sizes"]) < 8
+    assert told["error"] < 1e-5

@@ -23,6 +23,7 @@ from privcode.recipes import Label
 from privcode.results import PrivacyPlan, PrivacyReceipt
 from privcode.specs import JobSpec, PrivacySpec
 from privcode.stage_io import Stage, StageEnvironment, StageInput, StageTask
+from services.trainer.core.checkpoint import TrainingLog
 from services.trainer.core.sequences import make_sequence
 from services.trainer.stage import run_boost, run_merge_junior, run_merge_premium, run_sanitize
 
@@ -60,7 +61,10 @@ class Bench:
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder
 
-    def stage(self, name: str, *, inputs: dict[str, Path], spec: JobSpec | None = None, run: str = "1") -> Stage:
+    def stage(
+        self, name: str, *, inputs: dict[str, Path], spec: JobSpec | None = None, run: str = "1",
+        reserved_steps: int | None = None,
+    ) -> Stage:  # fmt: skip
         spec = spec or spec_with()
         folder, keep = self.root / run / name, self.root / run / "keep"
         folder.mkdir(parents=True)
@@ -69,7 +73,7 @@ class Bench:
             job_id="j", stage=name, attempt=1, spec=spec,
             plan=plan_of(spec.privacy, len(PRIVATE) + planted_count(spec.audit.canary_rate)),
             inputs={kind: StageInput(path=str(path), label=Label.PRIVATE) for kind, path in inputs.items()},
-            keep_dir=str(keep),
+            keep_dir=str(keep), reserved_steps=reserved_steps,
             environment=StageEnvironment(models_dir=str(self.models_dir), sandbox_socket="unused", threads=1),
             history={},
         )  # fmt: skip
@@ -209,3 +213,30 @@ def test_merging_keeps_the_stored_dtype(bench: Bench) -> None:
     run_merge_premium(merging)
     config = json.loads((merging.folder / "outputs" / "premium_model" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
+
+
+def test_what_can_not_fit_is_refused_before_anything_is_read(bench: Bench) -> None:
+    stage = bench.stage("sanitize", inputs={}, spec=spec_with(runtime={"micro_batch": 10**7}))
+    with pytest.raises(
+        StageFailed, match=r"about \d+ MiB are needed and \d+ MiB are there; runtime\.micro_batch"
+    ) as no:
+        run_sanitize(stage)
+    assert no.value.code == "not_enough_memory"
+    assert not list(stage.keep_dir.iterdir())
+
+
+def test_no_step_beyond_what_is_reserved(bench: Bench) -> None:
+    stage = bench.stage("sanitize", inputs={"dataset": bench.rows("dataset", PRIVATE)}, reserved_steps=2)
+    with pytest.raises(StageFailed) as refused:
+        run_sanitize(stage)
+    assert refused.value.code == "reservation_exhausted"
+    assert (stage.keep_dir / "steps_taken").read_text() == "2"
+
+
+def test_a_row_of_the_log_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    TrainingLog(path).append({"step": 1})
+    TrainingLog(path).append({"step": 2})
+    path.write_text(path.read_text()[:-3])
+    TrainingLog(path).append({"step": 2})
+    assert list(TrainingLog(path).rows()) == [{"step": 1}, {"step": 2}]
