@@ -14,7 +14,7 @@ from test_trainer_stage import PRIVATE, Bench, receipt_of, spec_with
 
 from privcode.accounting import epsilon_pld
 
-STEPS = 14
+STEPS = 60
 TENSORS = 2 * 2 * 2  # A and B of two modules in two layers
 # While the counter is replaced, while a checkpoint is written, when it is there, and at other moments.
 KILLS = ["steps_taken", "checkpoint.tmp", "150", "steps_taken.tmp", "200", "checkpoint.tmp", "40"]
