@@ -156,11 +156,15 @@ def _add_gradients(
     kl_weight: float,
     unfinished: bool,
 ) -> _Tally:
-    """Per-example gradients of some rows, clipped, into the engine's sum."""
+    """Per-example gradients of some rows, clipped, into the engine's sum.
+
+    The sum changes last: what fails before is tried again, and no unit may get into the sum twice.
+    """
     batch = collate(rows, device=model.device)
     losses = per_example_loss(model, batch, kl_weight=kl_weight) * batch.weights
+    loss = float(losses.detach().sum())
     counts = engine.accumulate(losses, rule=rule, units=batch.units, unfinished=unfinished)
-    return _Tally(loss=float(losses.detach().sum()), counts=counts)
+    return _Tally(loss=loss, counts=counts)
 
 
 def _step(optimizer: torch.optim.AdamW, *, learning_rate: float) -> None:

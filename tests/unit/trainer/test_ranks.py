@@ -17,9 +17,10 @@ import psutil
 import pytest
 import torch
 from conftest import ROWS
-from test_trainer_stage import Bench, spec_with
+from test_trainer_stage import PRIVATE, Bench, receipt_of, spec_with
 
 from privcode.errors import StageFailed
+from services.trainer.core.checkpoint import TrainingLog
 from services.trainer.core.distributed import Alone, require_equal, share
 from services.trainer.core.sampler import PoissonSampler
 
@@ -161,3 +162,20 @@ def test_a_killed_rank_ends_all_with_one_error(tmp_path: Path, model_folder: Cal
     finally:
         process.kill()
         process.wait()
+
+
+def test_torchrun_starts_the_same_entry(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    bench = Bench(tmp_path, model_folder("tiny").parent)
+    stage = bench.stage("sanitize", inputs={"dataset": bench.rows("dataset", PRIVATE)})
+    subprocess.run(
+        [
+            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "services.trainer.stage", str(stage.folder),
+        ],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert receipt_of(stage).steps_taken == stage.task.plan.steps == int((stage.keep_dir / "steps_taken").read_text())
+    assert json.loads((stage.folder / "result.json").read_text())["metrics"]["steps_taken"] == stage.task.plan.steps
+    assert not (stage.folder / "rank-1" / "outputs").exists()
+    rows = list(TrainingLog(stage.keep_dir / "training_metrics.jsonl").rows())
+    assert [row["step"] for row in rows] == [1, 2, 3], "rank 0 alone keeps the log"
