@@ -120,8 +120,9 @@ def reserve(session: Session, *, dataset_id: str, job_id: str, plan: PrivacyPlan
     session.flush()
 
 
-def raise_reservation(session: Session, *, dataset_id: str, job_id: str, plan: PrivacyPlan, steps: int) -> None:
-    """Reserve for ``steps`` in all, when a lost attempt makes a job repeat steps. Never lowers a reservation.
+def raise_reservation(session: Session, *, dataset_id: str, job_id: str, plan: PrivacyPlan, steps: int) -> int:
+    """Reserve for ``steps`` in all, when a lost attempt makes a job repeat steps. Never lowers a reservation; returns
+    how many steps are reserved.
 
     Raises :class:`BudgetExceeded` if the repeated steps don't fit any more; the reservation stays as it was.
     """
@@ -132,6 +133,7 @@ def raise_reservation(session: Session, *, dataset_id: str, job_id: str, plan: P
         require_fits(session, dataset=dataset, plan=more, without_job=job_id)
         entry.steps = steps
         session.flush()
+    return entry.steps
 
 
 def settle(session: Session, *, job_id: str, steps_taken: int) -> None:

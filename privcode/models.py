@@ -21,7 +21,7 @@ LOCAL_PREFIX: Final = "local/"
 
 
 class ModelShape(BaseModel):
-    """The widths LoRA's parameter count depends on, named as in a transformers ``config.json``."""
+    """The widths that parameter counts and memory depend on, named as in a transformers ``config.json``."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,11 +31,28 @@ class ModelShape(BaseModel):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int | None = None
+    vocab_size: int
+    tie_word_embeddings: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)
+
+    @property
+    def key_size(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.num_key_value_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the layers' linear modules: nearly all that there are besides embeddings and head."""
+        attention = 2 * self.hidden_size * (self.query_size + self.key_size)
+        return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     def lora_parameters(self, lora: LoraSpec) -> int:
         """Number of trainable parameters: rank * (in + out) for each target module of each layer."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        query, key = self.num_attention_heads * head, self.num_key_value_heads * head
+        query, key = self.query_size, self.key_size
         widths = {
             "q_proj": self.hidden_size + query,
             "k_proj": self.hidden_size + key,
@@ -62,11 +79,13 @@ def _causal(
     reference: str,
     source: Literal["package", "hub"],
     licence: str,
-    shape: tuple[int, int, int, int, int],
+    shape: tuple[int, int, int, int, int, int],
+    *,
     head_dim: int | None = None,
+    tied: bool = False,
 ) -> ModelInfo:
-    """``shape``: layers, hidden size, intermediate size, attention heads, key-value heads."""
-    layers, hidden, intermediate, heads, key_value_heads = shape
+    """``shape``: layers, hidden size, intermediate size, attention heads, key-value heads, vocabulary."""
+    layers, hidden, intermediate, heads, key_value_heads, vocabulary = shape
     return ModelInfo(
         reference=reference,
         source=source,
@@ -79,19 +98,21 @@ def _causal(
             num_attention_heads=heads,
             num_key_value_heads=key_value_heads,
             head_dim=head_dim,
+            vocab_size=vocabulary,
+            tie_word_embeddings=tied,
         ),
     )
 
 
 _MODELS: Final = (
-    _causal("smollm2-135m-instruct", "package", "Apache-2.0", (30, 576, 1536, 9, 3)),
+    _causal("smollm2-135m-instruct", "package", "Apache-2.0", (30, 576, 1536, 9, 3, 49152), tied=True),
     ModelInfo(reference="all-minilm-l6-v2", source="package", kind="encoder", licence="Apache-2.0"),
-    _causal("Qwen/Qwen2.5-Coder-1.5B", "hub", "Apache-2.0", (28, 1536, 8960, 12, 2)),
-    _causal("Qwen/Qwen2.5-Coder-7B", "hub", "Apache-2.0", (28, 3584, 18944, 28, 4)),
-    _causal("deepseek-ai/deepseek-coder-6.7b-base", "hub", "DeepSeek", (32, 4096, 11008, 32, 32)),
-    _causal("google/codegemma-7b", "hub", "Gemma", (28, 3072, 24576, 16, 16), head_dim=256),
-    _causal("Qwen/CodeQwen1.5-7B", "hub", "Tongyi Qianwen", (32, 4096, 13440, 32, 4)),
-    _causal("meta-llama/Llama-3.1-8B-Instruct", "hub", "Llama 3.1", (32, 4096, 14336, 32, 8)),
+    _causal("Qwen/Qwen2.5-Coder-1.5B", "hub", "Apache-2.0", (28, 1536, 8960, 12, 2, 151936), tied=True),
+    _causal("Qwen/Qwen2.5-Coder-7B", "hub", "Apache-2.0", (28, 3584, 18944, 28, 4, 152064)),
+    _causal("deepseek-ai/deepseek-coder-6.7b-base", "hub", "DeepSeek", (32, 4096, 11008, 32, 32, 32256)),
+    _causal("google/codegemma-7b", "hub", "Gemma", (28, 3072, 24576, 16, 16, 256000), head_dim=256, tied=True),
+    _causal("Qwen/CodeQwen1.5-7B", "hub", "Tongyi Qianwen", (32, 4096, 13440, 32, 4, 92416)),
+    _causal("meta-llama/Llama-3.1-8B-Instruct", "hub", "Llama 3.1", (32, 4096, 14336, 32, 8, 128256)),
     ModelInfo(reference="roberta-large", source="hub", kind="encoder", licence="MIT"),
 )
 

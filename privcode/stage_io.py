@@ -50,7 +50,9 @@ class StageEnvironment(BaseModel):
 
 class StageTask(BaseModel):
     """``stage.json``. ``keep_dir`` outlives an attempt (checkpoints, the count of steps taken); it is private.
-    ``history`` tells the report what happened so far: the job, its earlier stages, the dataset's budget."""
+    ``reserved_steps``: noised steps that the ledger has reserved for all attempts together; None where there is none
+    (other stages, runs by hand). ``history`` tells the report what happened so far: the job, its earlier
+    stages, the dataset's budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +63,7 @@ class StageTask(BaseModel):
     plan: PrivacyPlan
     inputs: dict[str, StageInput]
     keep_dir: str
+    reserved_steps: int | None = None
     environment: StageEnvironment
     history: JsonObject
 
@@ -140,6 +143,11 @@ def _write_atomically(path: Path, data: JsonObject) -> None:
     temporary.rename(path)
 
 
+def write_error(folder: Path, error: PrivCodeError) -> None:
+    """Tell the worker why the stage failed."""
+    _write_atomically(folder / "error.json", {"code": error.code, "message": error.message})
+
+
 def run_child(functions: Mapping[str, StageFunction]) -> None:
     """Main of ``services/NAME/stage.py``: run the stage that the folder asks for and exit.
 
@@ -155,13 +163,14 @@ def run_child(functions: Mapping[str, StageFunction]) -> None:
     try:
         functions[stage.task.stage](stage)
     except PrivCodeError as error:
-        _write_atomically(folder / "error.json", {"code": error.code, "message": error.message})
+        write_error(folder, error)
         sys.exit(1)
     except Exception as error:
         crash = StageFailed(
-            f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where"
+            f"{stage.task.stage} stopped with {type(error).__name__}; the stage's private log tells where",
+            code="stage_crashed",
         )
-        _write_atomically(folder / "error.json", {"code": "stage_crashed", "message": crash.message})
+        write_error(folder, crash)
         traceback.print_exc()
         sys.exit(2)
     stage.finish()

@@ -114,16 +114,19 @@ class Worker:
                 raise StageFailed(
                     f"{stage.name} was lost {self._settings.max_attempts} times", code="attempts_exhausted"
                 )
-            if definition.accounted and (taken := workspace.steps_taken()):
+            reserved = None
+            if definition.accounted:
                 plan = PrivacyPlan.model_validate(stage.job.plan)
-                ledger.raise_reservation(
+                reserved = ledger.raise_reservation(
                     session,
                     dataset_id=stage.job.dataset_id,
                     job_id=stage.job_id,
                     plan=plan,
-                    steps=taken + plan.steps - workspace.checkpointed_steps(),
+                    steps=workspace.steps_taken() + plan.steps - workspace.checkpointed_steps(),
                 )
-            task = _stage_task(session, stage, definition, self._settings, self._store, workspace, lease.attempt)
+            task = _stage_task(
+                session, stage, definition, self._settings, self._store, workspace, lease.attempt, reserved
+            )
         folder = workspace.make_attempt(lease.attempt)
         (folder / "stage.json").write_text(task.model_dump_json())
         ended = self._run_child(lease, folder)
@@ -300,6 +303,7 @@ def _stage_task(
     store: ArtifactStore,
     workspace: Workspace,
     attempt: int,
+    reserved_steps: int | None,
 ) -> StageTask:
     job = stage.job
     made = session.scalars(select(Artifact).where(Artifact.job_id == job.id))
@@ -317,6 +321,7 @@ def _stage_task(
             for kind in definition.reads
         },
         keep_dir=str(workspace.keep),
+        reserved_steps=reserved_steps,
         environment=StageEnvironment(
             models_dir=str(settings.models_dir), sandbox_socket=str(settings.sandbox_socket), threads=settings.threads
         ),

@@ -10,6 +10,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from privcode.checkpoints import Generations
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -37,17 +39,18 @@ class Workspace:
 
         The trainer counts a step durably before it draws the step's noise (``services/trainer/core``).
         """
-        return self._count("steps_taken")
-
-    def checkpointed_steps(self) -> int:
-        """Steps that a next attempt need not repeat; 0 if there is no checkpoint."""
-        return self._count("checkpointed_steps")
-
-    def _count(self, name: str) -> int:
         try:
-            return int((self.keep / name).read_text())
+            return int((self.keep / "steps_taken").read_text())
         except FileNotFoundError:
             return 0
+
+    def checkpointed_steps(self) -> int:
+        """Steps that a next attempt need not repeat; 0 if there is no checkpoint. Reads and checks the checkpoint.
+
+        Raises :class:`~privcode.errors.StageFailed` (``checkpoint_unusable``) if there are some and all are damaged.
+        """
+        newest = Generations(self.keep).newest()
+        return newest.step if newest else 0
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)

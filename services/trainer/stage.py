@@ -4,41 +4,59 @@ merge."""
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lm.models import load_model, load_tokenizer, resolve_model
 from privcode.accounting import epsilon_pld, epsilon_rdp, signal_to_noise
 from privcode.canaries import plant
 from privcode.errors import StageFailed
+from privcode.models import model_info
 from privcode.results import PrivacyReceipt, SamplerEvidence, SyntheticPair
 from privcode.stage_io import Stage, run_child
 from privcode.units import group_into_units, unit_words
-from services.trainer.core.checkpoint import CheckpointFile, StepCounter
+from services.trainer.core.checkpoint import CheckpointFile, StepCounter, TrainingLog
+from services.trainer.core.distributed import Group
 from services.trainer.core.dp_sgd import StepMetrics, train
+from services.trainer.core.engines import make_engine
 from services.trainer.core.finetune import finetune
+from services.trainer.core.loading import checkpoint_gradients, load_base
 from services.trainer.core.lora import add_adapter, save_adapter
+from services.trainer.core.memory import available_memory, estimate, require_memory
 from services.trainer.core.merge import merge
-from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
 from services.trainer.core.privsa import require_plain_head
 from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.sampler_check import check_sampler
 from services.trainer.core.sequences import TokenSequence, make_sequence
+from services.trainer.core.teacher import CachedTeacher, InlineTeacher, Teacher
+from services.trainer.ranks import joined, rank_folder
 
 # A and the dropout masks are public randomness: nothing of the guarantee rests on them.
 _ADAPTER_SEED = 0
 
 
 def run_sanitize(stage: Stage) -> None:
-    """Private rows -> DP adapter and receipt, and a private training log. Progress counts steps."""
-    torch.set_num_threads(stage.environment.threads)
-    spec, plan = stage.spec.sanitize, stage.task.plan
-    stage.progress(0, plan.steps)
+    """Private rows -> DP adapter and receipt, and a private training log. Progress counts steps.
+
+    Runs in each rank; rank 0 alone counts, reports and writes.
+    """
+    with joined(stage.folder, processes=stage.spec.runtime.processes, environment=os.environ) as group:
+        _sanitize(stage, group)
+
+
+def _sanitize(stage: Stage, group: Group) -> None:
+    spec, plan, runtime = stage.spec.sanitize, stage.task.plan, stage.spec.runtime
+    torch.set_num_threads(max(1, stage.environment.threads // runtime.processes))
+    if group.rank == 0:
+        stage.progress(0, plan.steps)
+    _require_memory(stage, group=group)
     own = list(stage.read_rows("dataset"))
     rows = plant(own, rate=stage.spec.audit.canary_rate, seed=stage.spec.audit.seed)
     units = group_into_units(rows, max_records_per_unit=plan.max_records_per_unit)
@@ -52,14 +70,16 @@ def run_sanitize(stage: Stage) -> None:
     path = _model_path(stage, spec.model)
     tokenizer = load_tokenizer(path)
     sequences = [_sequences(stage, unit, tokenizer=tokenizer, seq_length=spec.seq_length) for unit in units]
-    model = add_adapter(load_model(path), spec.lora, seed=_ADAPTER_SEED)
+    model = add_adapter(load_base(path, dtype=runtime.base_dtype), spec.lora, seed=_ADAPTER_SEED)
     require_plain_head(model)
-    engine, counter = NativeEngine(model), StepCounter(stage.keep_dir)
-    log = stage.keep_dir / "training_metrics.jsonl"
+    if runtime.gradient_checkpointing:
+        checkpoint_gradients(model)
+    engine = make_engine(runtime.per_example_engine, model)
+    counter = StepCounter(stage.keep_dir, limit=stage.task.reserved_steps)
+    log = TrainingLog(stage.keep_dir / "training_metrics.jsonl")
 
     def on_step(metrics: StepMetrics) -> None:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics.as_row()) + "\n")
+        log.append(metrics.as_row())
         stage.progress(metrics.step, plan.steps)
 
     train(
@@ -72,18 +92,21 @@ def run_sanitize(stage: Stage) -> None:
         noise=secret_gaussian,
         counter=counter,
         checkpoints=CheckpointFile(stage.keep_dir, run=_run_identity(stage)),
-        checkpoint_every=stage.spec.runtime.checkpoint_every,
-        micro_batch=stage.spec.runtime.micro_batch,
+        checkpoint_every=runtime.checkpoint_every,
+        micro_batch=runtime.micro_batch,
         on_step=on_step,
+        teacher=_teacher(stage, model, sequences, rank=group.rank),
+        group=group,
     )
+    if group.rank > 0:
+        return
     parameters = sum(parameter.numel() for parameter in engine.parameters)
     receipt = _receipt(
         stage, steps_taken=counter.taken, canaries=len(rows) - len(own), parameters=parameters, sampler=evidence
     )
     save_adapter(model, stage.output("junior_adapter"), base=spec.model)
     stage.write_model("privacy_receipt", receipt)
-    with log.open(encoding="utf-8") as lines:
-        stage.write_rows("training_metrics", map(json.loads, lines))
+    stage.write_rows("training_metrics", log.rows())
     stage.metric("steps_taken", receipt.steps_taken)
     stage.metric("trainable_parameters", receipt.trainable_parameters)
     stage.metric("epsilon_spent", receipt.epsilon_spent)
@@ -132,6 +155,19 @@ def _merge(stage: Stage, *, reference: str, adapter: str, output: str) -> None:
     stage.progress(1, 1)
 
 
+def _teacher(stage: Stage, model: PeftModel, units: Sequence[Sequence[TokenSequence]], *, rank: int) -> Teacher:
+    """PrivSA's base model: asked at each step, or its answers kept in the attempt's private folder."""
+    inline = InlineTeacher(model)
+    if stage.spec.runtime.teacher == "inline":
+        return inline
+    return CachedTeacher(
+        inline,
+        sequences=[sequence for unit in units for sequence in unit],
+        width=model.get_base_model().config.hidden_size,
+        file=stage.folder / f"teacher-{rank}",
+    )
+
+
 def _model_path(stage: Stage, reference: str) -> str:
     return resolve_model(reference, models_dir=Path(stage.environment.models_dir))
 
@@ -141,6 +177,20 @@ def _sequences(
 ) -> list[TokenSequence]:
     template = stage.spec.prompt_template
     return [make_sequence(row, template=template, tokenizer=tokenizer, seq_length=seq_length) for row in rows]
+
+
+def _require_memory(stage: Stage, *, group: Group) -> None:
+    """Refuse before anything is loaded; no rank begins to load before all have looked.
+
+    By the length that sequences may have, not by theirs: what a refusal says must not depend on private rows.
+    """
+    spec, runtime = stage.spec.sanitize, stage.spec.runtime
+    shape = model_info(spec.model, models_dir=Path(stage.environment.models_dir)).shape
+    if shape is not None:
+        needed = estimate(shape, spec.lora, runtime=runtime, seq_length=spec.seq_length)
+        sharing = 1 if torch.cuda.is_available() else runtime.processes
+        require_memory(needed, available=available_memory(), processes=sharing)
+    group.broadcast_object(None)
 
 
 def _run_identity(stage: Stage) -> str:
@@ -175,6 +225,7 @@ def _receipt(
 
 
 if __name__ == "__main__":
+    sys.argv[1] = str(rank_folder(Path(sys.argv[1]), environment=os.environ))
     run_child(
         {
             "sanitize": run_sanitize,

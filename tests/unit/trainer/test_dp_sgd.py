@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from privcode.checkpoints import Generations
 from privcode.errors import StageFailed
 from privcode.results import PrivacyPlan
 from privcode.specs import LoraSpec, PrivSASpec, SanitizeSpec
@@ -46,17 +47,22 @@ def plan_of(sequences: list[TokenSequence], **values: Any) -> PrivacyPlan:
 def run(
     model: PeftModel, sequences: list[TokenSequence], folder: Path, *, plan: PrivacyPlan | None = None,
     noise: NoiseSource = no_noise, seed: int | None = 7, micro_batch: int = 2, checkpoint_every: int = 100,
-    spec: SanitizeSpec = SPEC, run: str = "run",
+    spec: SanitizeSpec = SPEC, run: str = "run", reserved: int | None = None,
 ) -> list[StepMetrics]:  # fmt: skip
     plan = plan or plan_of(sequences)
     steps: list[StepMetrics] = []
     train(
         model, [[sequence] for sequence in sequences], plan=plan, spec=spec, engine=NativeEngine(model),
         sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=seed), noise=noise,
-        counter=StepCounter(folder), checkpoints=CheckpointFile(folder, run=run), checkpoint_every=checkpoint_every,
-        micro_batch=micro_batch, on_step=steps.append,
+        counter=StepCounter(folder, limit=reserved), checkpoints=CheckpointFile(folder, run=run),
+        checkpoint_every=checkpoint_every, micro_batch=micro_batch, on_step=steps.append,
     )  # fmt: skip
     return steps
+
+
+def checkpointed(folder: Path) -> int:
+    newest = Generations(folder).newest()
+    return newest.step if newest else 0
 
 
 def adapter(model: PeftModel) -> Tensor:
@@ -161,12 +167,12 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does_and_counts_what_was_lost(
         run(adapted, sequences, tmp_path, plan=plan, noise=noise, checkpoint_every=2)
     # Step 4 was counted although its noise never came: before, not after.
     assert (tmp_path / "steps_taken").read_text() == "4"
-    assert (tmp_path / "checkpointed_steps").read_text() == "2"
+    assert checkpointed(tmp_path) == 2
 
     steps = run(fresh, sequences, tmp_path, plan=plan, checkpoint_every=2)
     assert [step.step for step in steps] == [3, 4, 5]
     assert StepCounter(tmp_path).taken == 7  # 4 in the lost attempt, 3 in this
-    assert (tmp_path / "checkpointed_steps").read_text() == "5"
+    assert checkpointed(tmp_path) == 5
     assert torch.equal(adapter(fresh), adapter(unbroken))
 
     before = adapter(fresh)
@@ -175,19 +181,66 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does_and_counts_what_was_lost(
     assert torch.equal(adapter(fresh), before)
 
 
-def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(
+def test_a_checkpoint_of_another_run_is_refused(
     adapted: PeftModel, sequences: list[TokenSequence], tmp_path: Path
 ) -> None:
     run(adapted, sequences, tmp_path)
     taken = StepCounter(tmp_path).taken
     with pytest.raises(StageFailed) as other:
         run(copy.deepcopy(adapted), sequences, tmp_path, run="another")
-    file = tmp_path / "checkpoint.pt"
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(StageFailed) as broken:
-        run(copy.deepcopy(adapted), sequences, tmp_path)
-    assert other.value.code == broken.value.code == "checkpoint_unusable"
+    assert other.value.code == "checkpoint_unusable"
     assert StepCounter(tmp_path).taken == taken
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    adapted: PeftModel, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    plan = plan_of(sequences, steps=5)
+    fresh, broken, unbroken = copy.deepcopy(adapted), copy.deepcopy(adapted), copy.deepcopy(adapted)
+    (tmp_path / "unbroken").mkdir()
+    run(unbroken, sequences, tmp_path / "unbroken", plan=plan)
+    run(adapted, sequences, tmp_path, plan=plan, checkpoint_every=2)
+    four, five = sorted(tmp_path.glob("checkpoint-*.pt"))  # after 2 steps there was another
+    five.write_bytes(five.read_bytes()[:-200])
+    assert checkpointed(tmp_path) == 4
+    steps = run(fresh, sequences, tmp_path, plan=plan)
+    assert [step.step for step in steps] == [5]
+    assert StepCounter(tmp_path).taken == 6
+    assert torch.equal(adapter(fresh), adapter(unbroken))
+
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(StageFailed) as refused:
+        run(broken, sequences, tmp_path, plan=plan)
+    assert refused.value.code == "checkpoint_unusable"
+    assert StepCounter(tmp_path).taken == 6
+    assert not four.stat().st_size
+
+
+def test_no_step_is_taken_beyond_the_reservation(
+    adapted: PeftModel, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    noised: list[Tensor] = []
+
+    def noise(like: Tensor, *, std: float) -> Tensor:
+        noised.append(like)
+        return no_noise(like, std=std)
+
+    with pytest.raises(StageFailed) as refused:
+        run(adapted, sequences, tmp_path, noise=noise, reserved=3)
+    assert refused.value.code == "reservation_exhausted"
+    assert StepCounter(tmp_path).taken == 3
+    assert len(noised) == 3 * len(trainable(adapted))
+
+
+def test_a_checkpoint_whose_steps_are_not_counted_is_refused(
+    adapted: PeftModel, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    run(adapted, sequences, tmp_path, checkpoint_every=2)
+    (tmp_path / "steps_taken").unlink()
+    with pytest.raises(StageFailed) as refused:
+        run(adapted, sequences, tmp_path)
+    assert refused.value.code == "checkpoint_unusable"
 
 
 def test_records_that_are_not_the_plans_are_refused_before_any_step(
