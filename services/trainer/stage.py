@@ -1,11 +1,11 @@
-"""Child process of the trainer worker: ``python -m services.trainer.stage FOLDER`` runs ``sanitize``, ``boost`` or a
-merge."""
+"""Child process of the trainer worker: ``python -m services.trainer.stage FOLDER`` runs a training, the masking before
+one, or a merge."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,15 @@ from lm.models import load_model, load_tokenizer, resolve_model
 from privcode.accounting import epsilon_pld, epsilon_rdp, signal_to_noise
 from privcode.canaries import plant
 from privcode.errors import StageFailed
-from privcode.results import PrivacyReceipt, SyntheticPair
+from privcode.results import JsonObject, PrivacyReceipt, SyntheticPair
+from privcode.rows import rows_of_kept_pairs
+from privcode.specs import BoostSpec, FinetuneSpec, PrivacySpec, SanitizeSpec, WarmUpSpec
 from privcode.stage_io import Stage, run_child
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import StepMetrics, train
 from services.trainer.core.finetune import finetune
 from services.trainer.core.lora import add_adapter, save_adapter
+from services.trainer.core.masking import PiiMasker
 from services.trainer.core.merge import merge
 from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.noise import secret_gaussian
@@ -35,13 +38,13 @@ _ADAPTER_SEED = 0
 def run_sanitize(stage: Stage) -> None:
     """Private rows -> DP adapter and receipt, and a private training log. Progress counts steps."""
     torch.set_num_threads(stage.environment.threads)
-    spec, plan = stage.spec.sanitize, stage.task.plan
+    spec, plan = stage.spec.section(SanitizeSpec), stage.plan
     stage.progress(0, plan.steps)
-    own = list(stage.read_rows("dataset"))
-    rows = plant(own, rate=stage.spec.audit.canary_rate, seed=stage.spec.audit.seed)
+    own = _private_rows(stage)
+    rows = _with_canaries(stage, own)
     if len(rows) != plan.records:
         raise StageFailed(f"{len(rows)} records, the plan has {plan.records}", code="records_changed")
-    path = _model_path(stage, spec.model)
+    path = _base_path(stage)
     sequences = _sequences(stage, rows, tokenizer=load_tokenizer(path), seq_length=spec.seq_length)
     model = add_adapter(load_model(path), spec.lora, seed=_ADAPTER_SEED)
     require_plain_head(model)
@@ -59,7 +62,7 @@ def run_sanitize(stage: Stage) -> None:
         plan=plan,
         spec=spec,
         engine=engine,
-        sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=stage.spec.privacy.data_seed),
+        sampler=PoissonSampler(units=plan.units, sample_rate=plan.sample_rate, seed=_data_seed(stage)),
         noise=secret_gaussian,
         counter=counter,
         checkpoints=CheckpointFile(stage.keep_dir, run=_run_identity(stage)),
@@ -69,7 +72,7 @@ def run_sanitize(stage: Stage) -> None:
     )
     parameters = sum(parameter.numel() for parameter in engine.parameters)
     receipt = _receipt(stage, steps_taken=counter.taken, canaries=len(rows) - len(own), parameters=parameters)
-    save_adapter(model, stage.output("junior_adapter"), base=spec.model)
+    save_adapter(model, stage.output(stage.definition.writes[0]), base=_base_name(stage))
     stage.write_model("privacy_receipt", receipt)
     with log.open(encoding="utf-8") as lines:
         stage.write_rows("training_metrics", map(json.loads, lines))
@@ -81,14 +84,42 @@ def run_sanitize(stage: Stage) -> None:
 
 def run_boost(stage: Stage) -> None:
     """Synthetic pairs -> adapter of the premium model. Progress counts steps."""
-    torch.set_num_threads(stage.environment.threads)
-    spec = stage.spec.boost
-    stage.progress(0, spec.steps)
     pairs = stage.read_models("synthetic", SyntheticPair)
     if not pairs:
         raise StageFailed("the filters kept no synthetic pair: there is nothing to train on", code="no_synthetic_data")
-    path = _model_path(stage, spec.model)
-    rows = [pair.model_dump() for pair in pairs]
+    _finetune(stage, [pair.model_dump() for pair in pairs], spec=stage.spec.section(BoostSpec))
+
+
+def run_finetune(stage: Stage) -> None:
+    """Private rows -> adapter of the premium model, without any privacy."""
+    _finetune(stage, _with_canaries(stage, _private_rows(stage)), spec=stage.spec.section(BoostSpec))
+
+
+def run_tune_masked(stage: Stage) -> None:
+    """Masked private rows -> adapter, without a guarantee: masking finds what it knows."""
+    _finetune(stage, list(stage.read_rows("masked")), spec=stage.spec.section(BoostSpec))
+
+
+def run_warm_up(stage: Stage) -> None:
+    """Public rows -> adapter of the model that sanitize goes on from."""
+    _finetune(stage, list(stage.read_rows("warm_up_pairs")), spec=stage.spec.section(WarmUpSpec))
+
+
+def run_mask(stage: Stage) -> None:
+    """Private rows -> the same rows with personal data in their solutions masked. Progress counts rows."""
+    rows = _with_canaries(stage, _private_rows(stage))
+    stage.progress(0, len(rows))
+    masker = PiiMasker()
+    masked = [{**row, "solution": masker.mask(row["solution"], lang=row["lang"]).text} for row in rows]
+    stage.write_rows("masked", masked)
+    stage.progress(len(rows), len(rows))
+
+
+def _finetune(stage: Stage, rows: Sequence[JsonObject], *, spec: FinetuneSpec) -> None:
+    """Ordinary LoRA fine-tuning of the stage's base on ``rows``; writes the stage's adapter. Progress counts steps."""
+    torch.set_num_threads(stage.environment.threads)
+    stage.progress(0, spec.steps)
+    path = _base_path(stage)
     sequences = _sequences(stage, rows, tokenizer=load_tokenizer(path), seq_length=spec.seq_length)
     model = add_adapter(load_model(path), spec.lora, seed=spec.seed)
     require_plain_head(model)
@@ -99,30 +130,49 @@ def run_boost(stage: Stage) -> None:
         micro_batch=stage.spec.runtime.micro_batch,
         on_step=lambda done: stage.progress(done, spec.steps),
     )
-    save_adapter(model, stage.output("premium_adapter"), base=spec.model)
-    stage.metric("examples", len(pairs))
+    (adapter,) = stage.definition.writes
+    save_adapter(model, stage.output(adapter), base=_base_name(stage))
+    stage.metric("examples", len(rows))
     stage.metric("steps", spec.steps)
 
 
-def run_merge_junior(stage: Stage) -> None:
-    """DP adapter and public base -> the junior model."""
-    _merge(stage, reference=stage.spec.sanitize.model, adapter="junior_adapter", output="junior_model")
-
-
-def run_merge_premium(stage: Stage) -> None:
-    """Premium adapter and public base -> the premium model."""
-    _merge(stage, reference=stage.spec.boost.model, adapter="premium_adapter", output="premium_model")
-
-
-def _merge(stage: Stage, *, reference: str, adapter: str, output: str) -> None:
+def run_merge(stage: Stage) -> None:
+    """An adapter and its base -> one model: the stage's first input and its only output."""
     torch.set_num_threads(stage.environment.threads)
     stage.progress(0, 1)
-    merge(_model_path(stage, reference), stage.input(adapter), into=stage.output(output))
+    (model,) = stage.definition.writes
+    merge(_base_path(stage), stage.input(stage.definition.reads[0]), into=stage.output(model))
     stage.progress(1, 1)
 
 
-def _model_path(stage: Stage, reference: str) -> str:
+def _base_path(stage: Stage) -> str:
+    """Folder or hub id of the model that the stage starts from: an earlier stage's, or the public one of the spec."""
+    base = stage.definition.base
+    if base is None:
+        raise LookupError(f"stage {stage.task.stage} starts from no model")
+    reference = stage.spec.models.get(base)
+    if reference is None:
+        return str(stage.input(base))
     return resolve_model(reference, models_dir=Path(stage.environment.models_dir))
+
+
+def _base_name(stage: Stage) -> str:
+    """What an adapter's folder says of its base: a public model's reference, or the kind of an earlier artifact."""
+    base = stage.definition.base or ""
+    return stage.spec.models.get(base, base)
+
+
+def _private_rows(stage: Stage) -> list[JsonObject]:
+    rows = stage.read_rows("dataset")
+    return rows_of_kept_pairs(rows, stage.read_rows("kept_pairs")) if stage.has_input("kept_pairs") else list(rows)
+
+
+def _with_canaries(stage: Stage, rows: Sequence[JsonObject]) -> list[JsonObject]:
+    return plant(rows, rate=stage.spec.audit.canary_rate, seed=stage.spec.audit.seed)
+
+
+def _data_seed(stage: Stage) -> int | None:
+    return stage.spec.section(PrivacySpec).data_seed
 
 
 def _sequences(
@@ -135,13 +185,15 @@ def _sequences(
 def _run_identity(stage: Stage) -> str:
     """A digest of all that a checkpoint depends on; RuntimeSpec may differ from one attempt to the next."""
     spec = stage.spec
-    parts = (stage.task.plan, spec.privacy, spec.sanitize, spec.audit)
-    text = "\n".join((spec.prompt_template, *(part.model_dump_json() for part in parts)))
+    parts = (stage.plan, spec.section(PrivacySpec), spec.section(SanitizeSpec), spec.audit)
+    # An artifact's folder is named by its content: on another base it is another run.
+    bases = [stage.input(kind).name for kind in stage.definition.reads if kind == stage.definition.base]
+    text = "\n".join((spec.prompt_template, *bases, *(part.model_dump_json() for part in parts)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _receipt(stage: Stage, *, steps_taken: int, canaries: int, parameters: int) -> PrivacyReceipt:
-    plan = stage.task.plan
+    plan = stage.plan
     taken = plan.mechanism.model_copy(update={"steps": steps_taken})
     return PrivacyReceipt(
         plan=plan,
@@ -149,7 +201,7 @@ def _receipt(stage: Stage, *, steps_taken: int, canaries: int, parameters: int) 
         epsilon_spent=epsilon_pld([taken], target_delta=plan.target_delta),
         epsilon_rdp=epsilon_rdp([taken], target_delta=plan.target_delta),
         canaries=canaries,
-        sampling_seed="secret" if stage.spec.privacy.data_seed is None else "given",
+        sampling_seed="secret" if _data_seed(stage) is None else "given",
         trainable_parameters=parameters,
         signal_to_noise=signal_to_noise(
             expected_batch=plan.expected_batch,
@@ -162,9 +214,15 @@ def _receipt(stage: Stage, *, steps_taken: int, canaries: int, parameters: int) 
 if __name__ == "__main__":
     run_child(
         {
+            "warm_up": run_warm_up,
+            "merge_warm_up": run_merge,
+            "mask": run_mask,
+            "tune_masked": run_tune_masked,
+            "merge_masked": run_merge,
             "sanitize": run_sanitize,
-            "merge_junior": run_merge_junior,
+            "merge_junior": run_merge,
             "boost": run_boost,
-            "merge_premium": run_merge_premium,
+            "finetune": run_finetune,
+            "merge_premium": run_merge,
         }
     )
