@@ -73,7 +73,9 @@ def definition_of(stage: Stage) -> StageDef:
 
 def kept_pairs(session: Session, job_id: str) -> Artifact | None:
     """The pairs that a job's filters kept; None if it has none."""
-    return session.scalars(select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "synthetic")).one_or_none()
+    return session.scalars(
+        select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "synthetic")
+    ).one_or_none()
 
 
 def listing(session: Session, *, tenant_id: str, after: str | None, limit: int) -> list[Job]:

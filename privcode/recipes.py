@@ -226,9 +226,7 @@ RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
             schedule="exponential",
         ),
         "noast": Recipe(purpose="privcode without PrivSA", stages=PRIVCODE, schedule="off"),
-        "stable_lambda": Recipe(
-            purpose="privcode with a constant PrivSA weight", stages=PRIVCODE, schedule="constant"
-        ),
+        "stable_lambda": Recipe(purpose="privcode with a constant PrivSA weight", stages=PRIVCODE, schedule="constant"),
         "noevol": Recipe(
             purpose="one stage only: DP with PrivSA straight on the premium model",
             stages=_DIRECT,

@@ -29,7 +29,7 @@ def complete_prompts(problems: Sequence[str], *, model: str, stage: Stage) -> li
 def complete(
     model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int, turns: int
 ) -> list[list[str]]:
-    """``params.n`` completions of each prompt. ``turn``: the number of the model, from 0, among the stage's ``turns``."""
+    """``params.n`` completions of each prompt. ``turn``: the model's number among the stage's ``turns``, from 0."""
     torch.set_num_threads(stage.environment.threads)
     generator: Generator = make_generator(
         model, engine=stage.spec.runtime.engine, batch_size=stage.spec.runtime.generate_batch

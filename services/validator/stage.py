@@ -42,7 +42,7 @@ def run_round_trip(stage: Stage) -> None:
 
 
 def run_collect(stage: Stage) -> None:
-    """``candidates`` -> ``synthetic`` without any filter: each one that has a code block. Progress counts candidates."""
+    """``candidates`` -> ``synthetic`` without a filter: each one with a code block. Progress counts candidates."""
     candidates = stage.read_models("candidates", Candidate)
     pairs = unfiltered_pairs(candidates)
     stage.write_rows("synthetic", pairs)

@@ -25,7 +25,9 @@ class DatasetInfo(Result):
     records: int
 
 
-class PromptsInfo(Result):
+class PublicData(Result):
+    """A public data set: prompts, or the pairs of a warm-up."""
+
     id: str
     name: str
 
@@ -49,8 +51,11 @@ class Budget(Result):
 
 
 class History(Result):
+    """``prompts`` and ``warm_up`` are None in a job that has none."""
+
     job: JobInfo
     dataset: DatasetInfo
-    prompts: PromptsInfo
+    prompts: PublicData | None
+    warm_up: PublicData | None
     stages: Sequence[StageInfo]
     budget: Budget

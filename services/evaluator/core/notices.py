@@ -16,14 +16,14 @@ class Notice(Result):
 
 
 def notices(
-    *, spec: JobSpec, history: History, receipt: PrivacyReceipt, evaluation: Evaluation, audit: CanaryAudit
+    *, spec: JobSpec, history: History, receipt: PrivacyReceipt | None, evaluation: Evaluation, audit: CanaryAudit
 ) -> list[Notice]:
     """The warnings of a run, the weightiest first."""
     return [
         *_leakage(audit),
-        *_privacy(receipt, records=history.dataset.records),
+        *([] if receipt is None else _privacy(receipt)),
         *_utility(spec, receipt, evaluation),
-        *_assumptions(history, receipt),
+        *_assumptions(spec, history, receipt),
     ]
 
 
@@ -36,8 +36,9 @@ def _leakage(audit: CanaryAudit) -> list[Notice]:
     return []
 
 
-def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
+def _privacy(receipt: PrivacyReceipt) -> list[Notice]:
     plan, found = receipt.plan, []
+    records = plan.records - receipt.canaries
     if receipt.epsilon_spent > plan.target_epsilon:
         found.append(
             Notice(
@@ -66,9 +67,9 @@ def _privacy(receipt: PrivacyReceipt, *, records: int) -> list[Notice]:
     return found
 
 
-def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> list[Notice]:
+def _utility(spec: JobSpec, receipt: PrivacyReceipt | None, evaluation: Evaluation) -> list[Notice]:
     found = []
-    noise = statements.signal_to_noise(receipt)
+    noise = None if receipt is None else statements.signal_to_noise(receipt)
     if noise is not None:
         found.append(Notice(code="noise_outweighs_signal", text=noise))
     excluded = sum(score.pass_at_1.excluded for score in evaluation.scores)
@@ -90,15 +91,34 @@ def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> 
     return found
 
 
-def _assumptions(history: History, receipt: PrivacyReceipt) -> list[Notice]:
-    found = [
-        Notice(
-            code="prompts_asserted_public",
-            text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing here "
-            "protects them.",
+def _assumptions(spec: JobSpec, history: History, receipt: PrivacyReceipt | None) -> list[Notice]:
+    found = []
+    if history.prompts is not None:
+        found.append(
+            Notice(
+                code="prompts_asserted_public",
+                text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing "
+                "here protects them.",
+            )
         )
-    ]
-    if receipt.canaries:
+    if history.warm_up is not None:
+        found.append(
+            Notice(
+                code="warm_up_asserted_public",
+                text=f"Before any budget was spent, {spec.models['sanitize.model']} was fine-tuned without privacy on "
+                f"{history.warm_up.name}, which was declared public by whoever uploaded it. Nothing here protects it, "
+                "and a part of what the model learned may come from it.",
+            )
+        )
+    if spec.rows_of_job is not None:
+        found.append(
+            Notice(
+                code="rows_limited",
+                text="Trained only on those rows of the data set whose problems came through the filters of job "
+                f"{spec.rows_of_job}. How many those are is not protected.",
+            )
+        )
+    if receipt is not None and receipt.canaries:
         found.append(
             Notice(
                 code="canaries_planted",

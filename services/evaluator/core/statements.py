@@ -45,6 +45,30 @@ def guarantee(receipt: PrivacyReceipt) -> str:
     )
 
 
+def no_guarantee() -> str:
+    return (
+        "This job gives NO PRIVACY GUARANTEE. The model was fine-tuned on the private data without differential "
+        "privacy: it may repeat any record word for word. Nothing of it may be released; it is an upper bound to compare with."
+    )
+
+
+def partial_guarantee(receipt: PrivacyReceipt) -> str:
+    epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
+    return (
+        "The guarantee of the training with differential privacy DOES NOT COVER the training before it: that one used "
+        "the masked private data without privacy, and masking removes only what it recognises. So nothing of this job "
+        f"may be released. For the second training alone epsilon = {epsilon} at delta = {delta} holds; the budget is "
+        "charged for it."
+    )
+
+
+def no_filters() -> str:
+    return (
+        "Nothing was filtered: no candidate was executed, none was compared with its prompt. Every one with a complete "
+        "code block was kept, whether it works or not."
+    )
+
+
 def signal_to_noise(receipt: PrivacyReceipt) -> str | None:
     """A warning where the noise is larger than the largest possible signal, else None."""
     if receipt.signal_to_noise >= 1:
