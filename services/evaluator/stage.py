@@ -66,7 +66,7 @@ def evaluate(stage: Stage) -> None:
 
 
 def audit(stage: Stage) -> None:
-    """Look for the planted canaries in what junior and premium answer and in the synthetic data, as far as there are."""
+    """Look for the planted canaries in what the job's models answer and in its synthetic data."""
     spec = stage.spec.audit
     if spec.canary_rate == 0:
         result = no_audit()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from privcode import jobs, ledger, submission
+from privcode.artifacts import ArtifactStore
 from privcode.db.models import Dataset, Job
 from privcode.db.session import SessionFactory, transaction
 from privcode.errors import BudgetExceeded
@@ -19,7 +20,11 @@ from privcode.settings import Settings
 def _submit(sessions: SessionFactory, tenant: SimpleNamespace, settings: Settings, **over: object) -> Job:
     with transaction(sessions) as session:
         job, _ = submission.submit(
-            session, tenant_id=tenant.id, request={**tenant.request, **over}, models_dir=settings.models_dir
+            session,
+            tenant_id=tenant.id,
+            request={**tenant.request, **over},
+            models_dir=settings.models_dir,
+            store=ArtifactStore(settings.artifacts_dir),
         )
         return job
 

@@ -29,7 +29,7 @@ def notices(
 
 def _leakage(audit: CanaryAudit) -> list[Notice]:
     if not audit.injected:
-        return [Notice(code="no_canaries", text=statements.canaries(audit))]
+        return [Notice(code="no_canaries", text=statements.NO_CANARIES)]
     if audit.leakage.successes:
         text = f"Planted canaries leaked: {statements.rate(audit.leakage)}. Don't release before this is understood."
         return [Notice(code="canaries_leaked", text=text)]

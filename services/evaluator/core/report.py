@@ -175,7 +175,7 @@ def build_report(
         guarantee=guarantee,
         candidates=found,
         quality=[_comparison(evaluation, benchmark) for benchmark in spec.evaluate.benchmarks],
-        audit=Leakage(result=audit, statement=statements.canaries(audit)),
+        audit=Leakage(result=audit, statement=statements.canaries(audit, guaranteed=not private)),
         stages=[StageTime(name=stage.name, seconds=round(stage.seconds)) for stage in history.stages],
         budget=history.budget,
         warnings=notices(spec=spec, history=history, receipt=receipt, evaluation=evaluation, audit=audit),

@@ -48,7 +48,8 @@ def guarantee(receipt: PrivacyReceipt) -> str:
 def no_guarantee() -> str:
     return (
         "This job gives NO PRIVACY GUARANTEE. The model was fine-tuned on the private data without differential "
-        "privacy: it may repeat any record word for word. Nothing of it may be released; it is an upper bound to compare with."
+        "privacy: it may repeat any record word for word. Nothing of it may be released. It is an upper bound, "
+        "to compare others with."
     )
 
 
@@ -103,15 +104,24 @@ def comparison(*, base: BenchmarkScore, tuned: BenchmarkScore) -> str:
     return f"{scores}: the 95 % intervals do not overlap; the tuned model is {direction}."
 
 
-def canaries(audit: CanaryAudit) -> str:
+NO_CANARIES: Final = (
+    "No canaries were planted, so this run says nothing about leakage. A canary_rate of 1 or more plants them."
+)
+
+
+def canaries(audit: CanaryAudit, *, guaranteed: bool) -> str:
+    """What the audit's rate says; ``guaranteed``: whether the accounting says anything about the audited models."""
     if not audit.injected:
-        return (
-            "No canaries were planted, so this run says nothing about leakage. A canary_rate of 1 or more plants them."
-        )
+        return NO_CANARIES
     return (
         f"{audit.leakage.successes} of {audit.leakage.n} planted canaries were found, each planted "
         f"{'once' if audit.canary_rate == 1 else f'{audit.canary_rate} times'} and asked for with {audit.prompts} "
         f"prompts of {audit.samples_per_prompt} samples per model. "
         f"So few canaries prove little: the true rate may be anything up to "
-        f"{percent(audit.leakage.high)} (95 % interval). The guarantee rests on the accounting, not on this test."
+        f"{percent(audit.leakage.high)} (95 % interval). "
+        + (
+            "The guarantee rests on the accounting, not on this test."
+            if guaranteed
+            else "No guarantee stands behind it: what this test does not find may leak all the same."
+        )
     )

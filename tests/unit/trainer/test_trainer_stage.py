@@ -24,7 +24,7 @@ from privcode.results import PrivacyPlan, PrivacyReceipt
 from privcode.specs import JobSpec, PrivacySpec
 from privcode.stage_io import Stage, StageEnvironment, StageInput, StageTask
 from services.trainer.core.sequences import make_sequence
-from services.trainer.stage import run_boost, run_merge_junior, run_merge_premium, run_sanitize
+from services.trainer.stage import run_boost, run_merge, run_sanitize
 
 LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 MARKER = "zanzibar_marker"
@@ -67,7 +67,7 @@ class Bench:
         keep.mkdir(exist_ok=True)
         task = StageTask(
             job_id="j", stage=name, attempt=1, spec=spec,
-            plan=plan_of(spec.privacy, len(PRIVATE) + planted_count(spec.audit.canary_rate)),
+            plan=plan_of(spec.section(PrivacySpec), len(PRIVATE) + planted_count(spec.audit.canary_rate)),
             inputs={kind: StageInput(path=str(path), label=Label.PRIVATE) for kind, path in inputs.items()},
             keep_dir=str(keep),
             environment=StageEnvironment(models_dir=str(self.models_dir), sandbox_socket="unused", threads=1),
@@ -103,7 +103,7 @@ def receipt_of(stage: Stage) -> PrivacyReceipt:
 def test_sanitize_and_merge(bench: Bench, progress: list[dict[str, Any]]) -> None:
     stage = bench.sanitize()
     outputs = stage.folder / "outputs"
-    plan = stage.task.plan
+    plan = stage.plan
     receipt = receipt_of(stage)
     assert receipt.plan == plan
     assert receipt.plan.target_epsilon == 3.1415
@@ -127,7 +127,7 @@ def test_sanitize_and_merge(bench: Bench, progress: list[dict[str, Any]]) -> Non
             assert MARKER.encode() not in path.read_bytes(), path
 
     merging = bench.stage("merge_junior", inputs={"junior_adapter": adapter}, run="2")
-    run_merge_junior(merging)
+    run_merge(merging)
     folder = merging.folder / "outputs" / "junior_model"
     merged, tokenizer = load_model(folder), load_tokenizer(folder)
     base = load_model(bench.models_dir / "tiny")
@@ -178,7 +178,7 @@ def test_boost_and_merge(bench: Bench) -> None:
     adapter = stage.folder / "outputs" / "premium_adapter"
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "local/tiny"
     merging = bench.stage("merge_premium", inputs={"premium_adapter": adapter}, run="2")
-    run_merge_premium(merging)
+    run_merge(merging)
     folder = merging.folder / "outputs" / "premium_model"
     sequences = [make_sequence(row, template="chat", tokenizer=load_tokenizer(folder), seq_length=99) for row in ROWS]
     losses = []
@@ -204,6 +204,6 @@ def test_merging_keeps_the_stored_dtype(bench: Bench) -> None:
     run_boost(stage)
     adapter = stage.folder / "outputs" / "premium_adapter"
     merging = bench.stage("merge_premium", inputs={"premium_adapter": adapter}, run="2")
-    run_merge_premium(merging)
+    run_merge(merging)
     config = json.loads((merging.folder / "outputs" / "premium_model" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
