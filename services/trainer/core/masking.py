@@ -47,7 +47,7 @@ class PiiMasker:
         """Replace what is found by placeholders. In program code only literals and comments are changed, so that it
         still parses. The same text gives the same result, and a masked text is left as it is.
         """
-        counts: Counter[PiiKind] = Counter({kind: 0 for kind in PiiKind})
+        counts: Counter[PiiKind] = Counter(dict.fromkeys(PiiKind, 0))
         # A placeholder may set free what a neighbour hid. Each round masks at least one more character, so it ends.
         while spans := maskable(code, self._find(source := parse_source(code, lang=lang)), within=source.within):
             code, found = replace(code, spans)

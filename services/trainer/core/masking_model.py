@@ -16,7 +16,6 @@ from services.trainer.core.masking_spans import PiiKind, Span
 # StarPII's AMBIGUOUS marks what its annotators could not decide; it is left alone.
 _KINDS: Final = {**{kind.value: kind for kind in PiiKind}, "USERNAME": PiiKind.USER_NAME}
 _LONGEST_CHUNK: Final = 512
-_BATCH: Final = 8
 
 
 class PiiTagger:
@@ -35,16 +34,21 @@ class PiiTagger:
         }
         if not self._tokenizer.is_fast or not self._kinds:
             raise InvalidInput(
-                f"the model in {folder.name} marks no personal data: it needs a fast tokenizer, and labels such as B-EMAIL",
+                f"the model {folder.name} marks no personal data: it needs a fast tokenizer and labels such as B-EMAIL",
                 code="not_a_pii_model", field="model", value=folder.name,
             )  # fmt: skip
-        limits = (self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", _LONGEST_CHUNK))
+        limits = (
+            self._tokenizer.model_max_length,
+            getattr(self._model.config, "max_position_embeddings", _LONGEST_CHUNK),
+        )
         self._chunk = min(_LONGEST_CHUNK, *limits)
 
     def find(self, text: str) -> Iterator[Span]:
         """Spans in the order of the text. Long texts go through in chunks of which a quarter overlaps: a token's class
         is taken from the chunk in which it has the most tokens on both sides.
         """
+        if not text:
+            return
         for kind, tokens in groupby(self._classes(text), key=lambda token: token[2]):
             if kind is not None:
                 ends = list(tokens)
@@ -58,24 +62,20 @@ class PiiTagger:
         """Start, end (characters) and kind of each token of the text."""
         encoded = self._tokenizer(
             text, truncation=True, max_length=self._chunk, stride=self._chunk // 4, return_overflowing_tokens=True,
-            return_offsets_mapping=True, return_special_tokens_mask=True, padding=True, return_tensors="pt", verbose=False,
+            return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False,
         )  # fmt: skip
         chosen: dict[tuple[int, int], tuple[int, PiiKind | None]] = {}
-        for first in range(0, len(encoded["input_ids"]), _BATCH):
-            batch = slice(first, first + _BATCH)
+        for token_ids, offsets, special in zip(
+            encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+        ):
+            # One chunk at a time: not every tokenizer has a padding token.
             with torch.inference_mode():
-                logits = self._model(
-                    input_ids=encoded["input_ids"][batch].to(self._device),
-                    attention_mask=encoded["attention_mask"][batch].to(self._device),
-                ).logits
-            for classes, offsets, special in zip(
-                logits.argmax(-1).tolist(), encoded["offset_mapping"][batch].tolist(),
-                encoded["special_tokens_mask"][batch].tolist(), strict=True,
-            ):  # fmt: skip
-                real = [place for place, is_special in enumerate(special) if not is_special]
-                for rank, place in enumerate(real):
-                    start, end = offsets[place]
-                    context = min(rank, len(real) - 1 - rank)
-                    if start < end and context >= chosen.get((start, end), (-1, None))[0]:
-                        chosen[start, end] = (context, self._kinds.get(classes[place]))
-        return [(start, end, kind) for (start, end), (_, kind) in sorted(chosen.items())]
+                logits = self._model(input_ids=torch.tensor([token_ids], device=self._device)).logits[0]
+            classes = logits.argmax(-1).tolist()
+            real = [place for place, is_special in enumerate(special) if not is_special]
+            for rank, place in enumerate(real):
+                start, end = offsets[place]
+                context = min(rank, len(real) - 1 - rank)
+                if start < end and context >= chosen.get((start, end), (-1, None))[0]:
+                    chosen[start, end] = (context, self._kinds.get(classes[place]))
+        return [(start, end, kind) for (start, end), (_, kind) in sorted(chosen.items(), key=lambda item: item[0])]

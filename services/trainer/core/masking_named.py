@@ -23,15 +23,19 @@ _NAME: Final = r"(?<![\w$])(?P<name>[A-Za-z_$][\w$-]{0,80})"
 _QUOTED_NAME: Final = r"[\"'](?P<name>[\w.-]{1,80})[\"']"
 _TYPE: Final = r"(?:\??[ ]{0,2}:[ ]{0,2}[\w.<>\[\]|&? ]{1,40}?)?"
 _ASSIGNED: Final = re.compile(
-    rf"(?:{_QUOTED_NAME.replace('name', 'key')}[ ]*\]?|{_NAME}){_TYPE}\s{{0,8}}(?P<operator>=>|[=!]==?|:=|=|:|\+=)\s{{0,8}}"
-    r"[(\[{]?\s{0,8}\Z"
+    rf"(?:{_QUOTED_NAME.replace('name', 'key')}[ ]*[\])]?|{_NAME}){_TYPE}"
+    r"\s{0,8}(?P<operator>=>|[=!]==?|:=|=|:|\+=)\s{0,8}"
+    r"(?:(?:String::from|SecretStr|Secret|Some|bytes|str|std::string|new String)?[(\[{])?\s{0,8}\Z"
 )
 _FALLBACK: Final = re.compile(rf"{_NAME}{_TYPE}[ ]{{0,4}}=[^\n]{{1,80}}?(?:\bor|\|\||\?\?|\belse|:)[ ]{{1,4}}\Z")
+_DEFINED: Final = re.compile(rf"#[ ]?define[ ]{{1,8}}{_NAME}[ ]{{1,40}}\Z")
 _CALLED: Final = re.compile(rf"{_NAME}\s{{0,4}}\(\s{{0,8}}\Z")
 _COMPARED: Final = re.compile(rf"{_NAME}\.(?:equals|equalsIgnoreCase|Equals)\(\Z")
 _KEY_ARGUMENT: Final = re.compile(rf"\(\s{{0,8}}{_QUOTED_NAME}\s{{0,4}},\s{{0,8}}\Z")
+_OTHER_OWNERS: Final = (_COMPARED, _KEY_ARGUMENT, _FALLBACK, _DEFINED)
 _LOGIN_CALL: Final = re.compile(
-    r"(?<!\w)(?:\w{0,20}auth|log_?in|authenticate|credentials?)[ ]?[=:]?[ ]?\(\s{0,8}"
+    r"(?<!\w)(?:(?:\w{0,20}auth|log_?in|authenticate|\w{0,24}credentials?)[ ]?[=:]?[ ]?\(\s{0,8}"
+    r"|(?:\w{0,10}connection|PDO)\([\w$.]{1,40},\s{0,8})"  # after the address
     r"(?P<first>(?:\"[^\"\n]{0,80}\"|'[^'\n]{0,80}'),\s{0,8})?\Z",
     re.IGNORECASE,
 )
@@ -73,6 +77,8 @@ def _literals(source: Source) -> Iterator[Span]:
     functions = _functions(source)
     previous: tuple[int, Role | None] = (-1, None)
     for literal in source.literals:
+        if literal.end - literal.start < 2:
+            continue  # too short to be anything
         joined = previous[1] is not None and source.view[previous[0] : literal.opening].strip(" \t\r\n+\\") == ""
         role = previous[1] if joined else _role_of_literal(source, literal, functions)
         previous = (literal.end + (literal.start - literal.opening - len(literal.prefix)), role)
@@ -95,16 +101,14 @@ def _role_of_literal(source: Source, literal: Literal, functions: list[tuple[int
     if match := _CALLED.search(before):
         if roles := roles_of_argument(match["name"]):
             return roles[0]
-    elif match := _COMPARED.search(before) or _KEY_ARGUMENT.search(before) or _FALLBACK.search(before):
+    elif match := next((match for pattern in _OTHER_OWNERS if (match := pattern.search(before))), None):
         return _first(roles_of(match["name"]))
     elif match := _LAMBDA.search(before):
         return _first(roles_of_function(match["name"]))
     return _role_of_result(source, literal, before, functions)
 
 
-def _role_of_result(
-    source: Source, literal: Literal, before: str, functions: list[tuple[int, str]]
-) -> Role | None:
+def _role_of_result(source: Source, literal: Literal, before: str, functions: list[tuple[int, str]]) -> Role | None:
     place = bisect_left(functions, (literal.opening, ""))
     if place == 0:
         return None

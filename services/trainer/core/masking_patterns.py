@@ -9,7 +9,8 @@ from typing import Final
 
 from services.trainer.core.masking_spans import PiiKind, Span
 from services.trainer.core.masking_syntax import Source
-from services.trainer.core.masking_values import GIVEN_NAMES, is_key, is_user_name, person_length
+from services.trainer.core.masking_values import is_key, is_user_name, person_length
+from services.trainer.core.masking_words import GIVEN_NAMES
 
 # Every repetition is bounded or begins where no other match can begin: the time is linear in the text.
 _EMAIL: Final = re.compile(
@@ -42,6 +43,7 @@ _URL_LOGIN: Final = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]{1,20}://(?P<user>[^\s:/@'\"<>{}$]{0,64}):(?P<password>[^\s:/@'\"<>{}]{1,128})@"
 )
 _CURL_LOGIN: Final = re.compile(r"(?<!\S)(?:-u|--user)[ =]{1,4}(?P<user>[\w.-]{1,64}):(?P<password>[^\s'\"$]{1,128})")
+_SSHPASS: Final = re.compile(r"(?<!\w)sshpass[ ]{1,4}-p[ ]{0,2}[\"']?(?P<password>[^\s\"'$]{3,128})")
 _HOME: Final = re.compile(r"(?<!\w)/(?:home|Users)/(?P<user>[A-Za-z][\w.-]{1,38})")
 _TODO: Final = re.compile(r"(?<!\w)(?:TODO|FIXME|XXX|HACK)\(@?(?P<user>[A-Za-z][\w.-]{1,38})\)")
 _BYLINE: Final = re.compile(
@@ -51,7 +53,7 @@ _BYLINE: Final = re.compile(
     re.IGNORECASE,
 )
 _LOWER_AUTHOR: Final = re.compile(r"@author[ \t]{1,8}(?P<user>[a-z][\w.-]{1,38})[ \t]*$", re.MULTILINE)
-_CAPITALISED: Final = re.compile(r"(?<![\w'’-])[^\W\d_a-z]\w{1,14}(?= )")
+_CAPITALISED: Final = re.compile(r"(?<![\w’-])[^\W\d_a-z]\w{1,14}(?= )")
 
 
 def find_keys(source: Source) -> Iterator[Span]:
@@ -93,6 +95,8 @@ def _logins(text: str) -> Iterator[Span]:
                 yield Span(*match.span("password"), PiiKind.PASSWORD)
             if is_user_name(match["user"]):
                 yield Span(*match.span("user"), PiiKind.USER_NAME)
+    for match in _SSHPASS.finditer(text):
+        yield Span(*match.span("password"), PiiKind.PASSWORD)
     for pattern in (_HOME, _TODO, _LOWER_AUTHOR):
         for match in pattern.finditer(text):
             if is_user_name(match["user"]):

@@ -8,6 +8,7 @@ from typing import Final
 
 from services.trainer.core.masking_spans import PiiKind
 from services.trainer.core.masking_values import is_key, is_password, is_person, is_stand_in, is_user_name
+from services.trainer.core.masking_words import KEY_QUALIFIERS, KEYS, NO_GETTERS, PEOPLE, SUFFIXES
 
 
 class Role(Enum):
@@ -22,28 +23,9 @@ class Role(Enum):
 
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _PREPOSITIONS: Final = frozenset({"for", "of", "from", "in", "to", "with", "at", "on"})
-_SUFFIXES: Final = frozenset(
-    "const default dev literal local plain prod production staging str string test text value".split()
-)
 _PASSWORD_ENDINGS: Final = ("password", "passwd", "passphrase", "passcode", "pwd")
 _PASSWORD_WORDS: Final = frozenset({"pass", "pw", "pswd", "passwords"})
-_KEY_WORDS: Final = frozenset(
-    "accesskey accesstoken apikey apitoken authtoken bearer credential credentials jwt secretkey token".split()
-)
-_KEY_QUALIFIERS: Final = frozenset(
-    "access account api app auth encryption license master private secret shared signing storage subscription".split()
-)
 _USER_WORDS: Final = frozenset({"login", "uname", "user", "usr"})
-_PEOPLE: Final = frozenset(
-    "assignee author authors contact creator customer developer doctor employee maintainer manager owner patient "
-    "person recipient reviewer sender student supervisor teacher".split()
-)
-# Functions of these names return a message or a verdict about a password or a user, not the thing itself.
-_NO_GETTERS: Final = frozenset(
-    "add append ask assert can change check clean clear confirm create decode decrypt delete disable enable encode encrypt "
-    "ensure format greet handle has hash insert is log login logout mask normalize notify parse print process prompt "
-    "register remove rename render reset save send set sign test update validate verify welcome write".split()
-)
 
 
 def roles_of(identifier: str) -> tuple[Role, ...]:
@@ -63,7 +45,7 @@ def roles_of(identifier: str) -> tuple[Role, ...]:
 def roles_of_function(identifier: str) -> tuple[Role, ...]:
     """The roles of what a function of this name returns."""
     words = _WORDS.findall(identifier)
-    return () if not words or words[0].lower() in _NO_GETTERS else roles_of(identifier)
+    return () if not words or words[0].lower() in NO_GETTERS else roles_of(identifier)
 
 
 def roles_of_argument(identifier: str) -> tuple[Role, ...]:
@@ -92,7 +74,7 @@ def kind_of_value(value: str, role: Role, *, prefix: str = "") -> PiiKind | None
 
 
 def _role(words: list[str]) -> Role | None:
-    while len(words) > 1 and (words[-1] in _SUFFIXES or words[-1].isdigit()):
+    while len(words) > 1 and (words[-1] in SUFFIXES or words[-1].isdigit()):
         words = words[:-1]
     if not words:
         return None
@@ -101,7 +83,7 @@ def _role(words: list[str]) -> Role | None:
         return Role.PASSWORD
     if last in ("secret", "secrets"):
         return Role.SECRET
-    if last in _KEY_WORDS or (last == "key" and before in _KEY_QUALIFIERS):
+    if last in KEYS or (last == "key" and before in KEY_QUALIFIERS):
         return Role.KEY
     if last in _USER_WORDS or last.endswith("username") or (last == "name" and before in ("user", "login", "screen")):
         return Role.USER
@@ -109,6 +91,6 @@ def _role(words: list[str]) -> Role | None:
         last == "name" and before in ("first", "last", "given", "family", "middle")
     ):
         return Role.GIVEN_NAME
-    if last in ("fullname", "realname") or (last == "name" and (before in ("full", "real") or before in _PEOPLE)):
+    if last in ("fullname", "realname") or (last == "name" and (before in ("full", "real") or before in PEOPLE)):
         return Role.FULL_NAME
-    return Role.PERSON if last in _PEOPLE else None
+    return Role.PERSON if last in PEOPLE else None

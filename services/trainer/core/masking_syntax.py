@@ -1,4 +1,4 @@
-"""String literals and comments of many languages, found by one tolerant scan: code that does not compile is masked too."""
+"""String literals and comments of many languages, found by one scan that also takes code that does not compile."""
 
 from __future__ import annotations
 

@@ -19,7 +19,12 @@ class Snippet:
 
 def snippets() -> list[Snippet]:
     """All of the labelled set, the positives first."""
-    return [_read(lang, marked) for lang, marked in (*POSITIVES, *NEGATIVES)]
+    return [_read(lang, marked) for lang, marked in (*POSITIVES, *NEGATIVES, *HELD_OUT)]
+
+
+def held_out() -> list[Snippet]:
+    """Written after the rules, and not looked at while they were written."""
+    return [_read(lang, marked) for lang, marked in HELD_OUT]
 
 
 def _read(lang: str, marked: str) -> Snippet:
@@ -59,7 +64,7 @@ POSITIVES = [
     ("python", 'jwt = "«KEY|eyJ·hbGciOiJIUzI1NiJ9.eyJzdWIiOiI0MiJ9.Jf36POk6yJV_adQssw5c»"\n'),
     (
         "python",
-        'KEY = """«KEY|-----BEGIN RSA ·PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7bq\nq9+Zx0=\n-----END RSA PRIVATE KEY-----»"""\n',
+        'KEY = """«KEY|-----BEGIN RSA ·PRIVATE KEY-----\nMIIEpAIBA7bq\nq9+Zx0=\n-----END RSA PRIVATE KEY-----»"""\n',
     ),
     ("go", 'const apiKey = "«KEY|9f8a7c6e5d4b3a2190ffeeddccbbaa77»"\n'),
     ("yaml", "stripe:\n  secret_key: «KEY|sk_·live_4eC39HqLyjWDarjtT1zdp7dc»\n"),
@@ -117,7 +122,7 @@ POSITIVES = [
 
 NEGATIVES = [
     ("python", "password = input()\nuser = get_user()\ntoken = next(tokens)\n"),
-    ("python", 'password = ""\nuser = \'\'\napi_key = None\n'),
+    ("python", "password = \"\"\nuser = ''\napi_key = None\n"),
     ("python", "import secrets\nfrom tokens import token\nsecret = secrets.token_hex(16)\n"),
     ("python", 'password = getpass.getpass("Password: ")\nuser = input("User name: ")\n'),
     ("python", 'pw = os.environ["DB_PASSWORD"]\nuser = os.getenv("DB_USER")\n'),
@@ -145,7 +150,10 @@ NEGATIVES = [
     ("javascript", '<input type="password" name="password" placeholder="Password" />\n'),
     ("javascript", "const { user, password } = req.body;\nif (!password) throw new Error('password required');\n"),
     ("typescript", "interface Login { username: string; password: string; token?: string }\n"),
-    ("typescript", "const schema = { password: 'required', username: 'string' };\n@Component({ selector: 'app-user' })\n"),
+    (
+        "typescript",
+        "const schema = { password: 'required', username: 'string' };\n@Component({ selector: 'app-user' })\n",
+    ),
     ("java", '@Value("${db.password}") private String password;\nString user = System.getenv("USER");\n'),
     ("java", 'public String getUser() { return user; }\nlog.info("user logged in");\n'),
     ("java", 'if (password.equals("")) { throw new Error("Empty Password"); }\nMap<String, String> token;\n'),
@@ -158,4 +166,55 @@ NEGATIVES = [
     ("yaml", "password: ${DB_PASSWORD}\nuser: null\nimage: repo/app:1.4.2.9\nversion: 1.2.3.4\n"),
     ("php", "$password = $_POST['password'];\n$user = getUser('id');\n"),
     ("swift", 'let password = passwordField.text\nlabel.text = "User Name"\n'),
+]
+
+HELD_OUT = [
+    ("python", 'class Settings:\n    smtp_user = "«USER_NAME|t.okafor»"\n    smtp_pass = "«PASSWORD|mail-4-all»"\n'),
+    ("python", 'ENGINE = create_engine("mysql+pymysql://«USER_NAME|hr_app»:«PASSWORD|9uYt$re»@db/hr")\n'),
+    ("python", 'smtp.login("«EMAIL|billing@nordfisk.no»", "«PASSWORD|c0d-and-chips»")\n'),
+    (
+        "python",
+        'connect(host="«IP_ADDRESS|10.9.8.7»", username="«USER_NAME|deployer3»", password="«PASSWORD|Sk1pper»")\n',
+    ),
+    (
+        "python",
+        'def test(post):\n    post(json={"username": "«USER_NAME|cmueller»", "password": "«PASSWORD|abc12345»"})\n',
+    ),
+    ("python", 'openai.api_key = "«KEY|sk-·aB3dE5fG7hI9jK1lM3nO5pQ7»"\n'),
+    ("python", 'bot = Bot(token="«KEY|61789·43210:AAHk9-_uYx2Lm3Nn4Oo5Pp6Qq7Rr8Ss»")\n'),
+    ("python", '"""Parser.\n\nWritten by «NAME|Dieter Vogel», 2014.\n"""\nuser_agent = "Mozilla/5.0 (X11)"\n'),
+    ("python", 'PATIENTS = [{"name": "«NAME|Oluwaseun Adeyemi»", "age": 44}]\n'),
+    (
+        "python",
+        'def current_user():\n    if DEBUG:\n        return "«USER_NAME|sjohansson»"\n    return session["user"]\n',
+    ),
+    ("java", 'Connection c = DriverManager.getConnection(url, "«USER_NAME|orders_rw»", "«PASSWORD|Gr33nTea»");\n'),
+    ("java", '@Override\nprotected String adminEmail() { return "«EMAIL|root.admin@hafen.de»"; }\n'),
+    ("java", 'String query = "token=«KEY|a81bc81bdead4e5dabff90865d1e13b1»&page=1";\n'),
+    (
+        "javascript",
+        "mongoose.connect('mongodb+srv://«USER_NAME|webshop»:«PASSWORD|n1ghtOwl»@cluster0.mongodb.net/shop');\n",
+    ),
+    (
+        "javascript",
+        "// eslint-disable-next-line -- «NAME|Karin Bergström» asked for it\nfetch(`/u/${user}?token=${token}`);\n",
+    ),
+    ("typescript", 'const owner = { firstName: "«NAME|Amélie»", lastName: "«NAME|Dubois»", role: "Product Owner" };\n'),
+    ("csharp", 'var credentials = new NetworkCredential("«USER_NAME|pbrandt»", "«PASSWORD|W!nd0ws»");\n'),
+    ("csharp", 'private const string ClientSecret = "«KEY|7Qe~8sLmPq2Rt.Uv4Wx»";\nstring title = "Sign In";\n'),
+    (
+        "go",
+        'db := C{User: "«USER_NAME|ledger_ro»", Password: "«PASSWORD|5nowFall»", Host: "«IP_ADDRESS|10.77.1.20»"}\n',
+    ),
+    ("rust", 'let password = String::from("«PASSWORD|b0rrowck»");\n'),
+    ("cpp", '#define WIFI_SSID "cafe"\n#define WIFI_PASSWORD "«PASSWORD|espress0!»"\n'),
+    ("php", "$dbh = new PDO($dsn, '«USER_NAME|wp_shop»', '«PASSWORD|s4lty»'); // user and password\n"),
+    ("shell", 'sshpass -p "«PASSWORD|gr4phite»" ssh «EMAIL|lena@build.firma.de»\n'),
+    ("shell", "API_KEY='«KEY|k3y-77aa88bb99cc»' ./run.sh --dry-run\n"),
+    ("yaml", "maintainer: «NAME|Lars Holm» <«EMAIL|lars@holm.dk»>\nservice: payments\n"),
+    ("swift", 'func defaultUserName() -> String { return "«USER_NAME|apple_seed1»" }\n'),
+    ("python", 'HELP = "login with your user name and password"\nSTATUS = {"user": "active", "token": "expired"}\n'),
+    ("java", 'log.warn("Password for user {} expired", user);\nsetTitle("Owner"); setOwner(owner);\n'),
+    ("typescript", "type Role = 'user' | 'owner'; const labels = { user: 'Users', password: 'Change password' };\n"),
+    ("go", 'if user == "" { return errors.New("no user") }\nconst ver = "v10.0.19.45"\n'),
 ]
