@@ -54,7 +54,7 @@ def request(recipe: str, data: SimpleNamespace, **over: Any) -> dict[str, Any]:
         privacy={"target_epsilon": 2.0, "target_delta": 1e-5, "expected_batch": 4, "steps": 1},
         synthesize={"max_new_tokens": 64},
         evaluate={"limit": 1, "max_new_tokens": 16},
-        audit={"canary_rate": 1, "prompts": 2, "samples_per_prompt": 1, "max_new_tokens": 8},
+        audit={"canary_rate": int(recipe in WITH_CANARIES), "prompts": 2, "samples_per_prompt": 1, "max_new_tokens": 8},
     )
     whole["boost"] = whole["boost"] | {"steps": 1}
     used = SECTIONS.get(recipe, _OPTIONAL - ({"round_trip"} if recipe == "nopostprocess" else set()))
@@ -105,12 +105,14 @@ def jobs(client: Client, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     warm = request("privcode", data, warm_up={**WARM_UP, "dataset": data.open})
     submitted["warm_up"] = client.submit(warm)["id"]
     wait(client, submitted["noast"])
-    limited = request("dpft", data, rows_of_job=submitted["noast"])
-    limited["privacy"] = limited["privacy"] | {"expected_batch": 2}
+    limited = request("dpft", data, rows_of_job=submitted["noast"], audit={"canary_rate": 0})
+    limited["privacy"] = limited["privacy"] | {"expected_batch": 1}
     submitted["rows_of_job"] = client.submit(limited)["id"]
     return {name: wait(client, job_id) for name, job_id in submitted.items()} | {"data": vars(data)}
 
 
+# Asking models for canaries takes a process that loads them: with a junior, without one, and where nothing protects.
+WITH_CANARIES = {"noast", "dpft", "nondpft", "jft"}
 ALL = ["noast", "stable_lambda", "noevol", "nopostprocess", "dpft", "nondpft", "jft", "warm_up", "rows_of_job"]
 
 pytestmark = pytest.mark.timeout(900)
@@ -180,7 +182,9 @@ def test_plan_receipt_ledger_and_report_agree(
     receipt = report["guarantee"]["receipt"]
     assert receipt["plan"] == job["plan"]
     own = len(SHARED) if name == "rows_of_job" else ROWS
-    assert (job["plan"]["records"], receipt["canaries"]) == (own + 5, 5)
+    canaries = 5 if name in WITH_CANARIES else 0
+    assert (job["plan"]["records"], receipt["canaries"]) == (own + canaries, canaries)
+    assert report["audit"]["result"]["injected"] == (name in WITH_CANARIES)
     (entry,) = [one for one in client.budget(job["dataset"])["entries"] if one["job"] == job["id"]]
     assert (entry["state"], entry["steps"], entry["sample_rate"]) == (
         "spent", receipt["steps_taken"], job["plan"]["sample_rate"],
