@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,11 +60,11 @@ def request(recipe: str, data: SimpleNamespace, **over: Any) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name not in _OPTIONAL - used} | over
 
 
-def wait(client: Client, job_id: str, *, seconds: float = 600) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
-    while (job := client.job(job_id))["state"] in ("queued", "running"):
-        assert time.monotonic() < deadline, {stage["name"]: stage["state"] for stage in job["stages"]}
-        time.sleep(0.2)
+def wait(client: Client, job_id: str) -> dict[str, Any]:
+    """The job when it has succeeded. Follows its events: asking again and again would take time from the workers."""
+    for _ in client.follow(job_id):
+        pass
+    job = client.job(job_id)
     assert job["state"] == "succeeded", job["error"]
     return job
 

@@ -41,8 +41,8 @@ class StageInfo(Result):
 
 
 class Budget(Result):
-    """The data set's budget. ``epsilon_spent`` is for the jobs that have ended; what is in neither it nor
-    ``epsilon_left`` is reserved by running jobs, this one included."""
+    """The data set's budget. ``epsilon_spent`` is for the mechanisms that have ended, this job's included; what
+    is in neither it nor ``epsilon_left`` is reserved by running jobs."""
 
     epsilon: float
     delta: float
