@@ -36,7 +36,14 @@ _STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
 _LONGEST_VALUE: Final = 200
 
 _CODES: Final = MappingProxyType(
-    {"extra_forbidden": "unknown_field", "missing": "missing_field", "json_invalid": "not_json"}
+    {
+        "extra_forbidden": "unknown_field",
+        "missing": "missing_field",
+        "json_invalid": "not_json",
+        # Errors of our own validators.
+        "unused_section": "unused_section",
+        "privacy_without_mechanism": "privacy_without_mechanism",
+    }
 )
 
 

@@ -151,15 +151,17 @@ class ErrorObject(BaseModel):
 
 
 class JobObject(BaseModel):
+    """``plan`` is null where the recipe has no privacy mechanism, ``prompts`` where it has no use for them."""
+
     object: Literal["job"] = "job"
     id: str
     recipe: str
     preset: str | None
     state: str
     dataset: str
-    prompts: str
+    prompts: str | None
     spec: JsonObject
-    plan: PrivacyPlan
+    plan: PrivacyPlan | None
     warnings: list[str]
     error: ErrorObject | None
     stages: list[StageObject]
@@ -177,7 +179,7 @@ class JobObject(BaseModel):
             dataset=job.dataset_id,
             prompts=job.prompts_id,
             spec=job.spec,
-            plan=PrivacyPlan.model_validate(job.plan),
+            plan=None if job.plan is None else PrivacyPlan.model_validate(job.plan),
             warnings=job.warnings,
             error=ErrorObject(code=job.error_code, message=job.error_message or "") if job.error_code else None,
             stages=[
@@ -201,13 +203,14 @@ class JobObject(BaseModel):
 
 
 class EstimateObject(BaseModel):
-    """``budget`` is what it would be after this job, or as it is now where the job does not fit."""
+    """``budget`` is what it would be after this job, or as it is now where the job does not fit. Without a privacy
+    mechanism ``plan``, ``epsilon_rdp`` and ``signal_to_noise`` are null, and every job fits."""
 
     object: Literal["estimate"] = "estimate"
-    plan: PrivacyPlan
-    epsilon_rdp: float
+    plan: PrivacyPlan | None
+    epsilon_rdp: float | None
     trainable_parameters: int
-    signal_to_noise: float
+    signal_to_noise: float | None
     fits: bool
     budget: BudgetObject
     warnings: list[str]

@@ -298,7 +298,7 @@ def _native(kind: str | None) -> Callable[[str, Sequence[Batch]], Step]:
             file = Path(tempfile.mkdtemp()) / "teacher"
             teacher = CachedTeacher(InlineTeacher(model), sequences=sequences, width=576, file=file)
         weight = 0.0 if kind is None else 1.0
-        return _private(model, engine, lambda batch: per_example_loss(model, batch, kl_weight=weight, teacher=teacher))
+        return _private(engine, lambda batch: per_example_loss(model, batch, kl_weight=weight, teacher=teacher))
 
     return make
 

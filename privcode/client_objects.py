@@ -85,12 +85,13 @@ class Plan(TypedDict):
 
 
 class Estimate(TypedDict):
-    """What a job would spend. ``budget`` is what it would be after the job, or as it is where ``fits`` is False."""
+    """What a job would spend. ``budget`` is what it would be after the job, or as it is where ``fits`` is False.
+    Without a privacy mechanism there is no plan, and neither of the figures that follow from it."""
 
-    plan: Plan
-    epsilon_rdp: float
+    plan: Plan | None
+    epsilon_rdp: float | None
     trainable_parameters: int
-    signal_to_noise: float
+    signal_to_noise: float | None
     fits: bool
     budget: Budget
     warnings: list[str]
@@ -120,14 +121,16 @@ class JobError(TypedDict):
 
 
 class Job(TypedDict):
+    """``plan`` is None where the recipe has no privacy mechanism, ``prompts`` where it has no use for them."""
+
     id: str
     recipe: str
     preset: str | None
     state: str
     dataset: str
-    prompts: str
+    prompts: str | None
     spec: JsonObject
-    plan: Plan
+    plan: Plan | None
     warnings: list[str]
     error: JobError | None
     stages: list[Stage]

@@ -7,6 +7,7 @@ lease can't write.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,8 +21,9 @@ from privcode.artifacts import StoredArtifact
 from privcode.db.models import Artifact, Job, Stage, new_id
 from privcode.errors import Conflict, NotFound
 from privcode.queue import Wake
-from privcode.recipes import Label, stage_def
+from privcode.recipes import Label, StageDef, stage_def
 from privcode.results import JsonObject
+from privcode.specs import JobSpec
 from privcode.states import JobState, StageState, require_transition
 
 
@@ -52,12 +54,28 @@ class NewArtifact:
     stored: StoredArtifact
 
 
-def get(session: Session, job_id: str, *, tenant_id: str) -> Job:
+def get(session: Session, job_id: str, *, tenant_id: str, field: str = "job") -> Job:
     """Raises :class:`NotFound` (``job_not_found``), the same for another tenant's job."""
     job = session.get(Job, job_id)
     if job is None or job.tenant_id != tenant_id:
-        raise NotFound(f"job: there is no job {job_id!r}", code="job_not_found", field="job", value=job_id)
+        raise NotFound(f"{field}: there is no job {job_id!r}", code="job_not_found", field=field, value=job_id)
     return job
+
+
+def spec_of(job: Job) -> JobSpec:
+    return JobSpec.model_validate_json(json.dumps(job.spec))
+
+
+def definition_of(stage: Stage) -> StageDef:
+    """What the job's recipe says of this stage."""
+    return stage_def(spec_of(stage.job), stage.name)
+
+
+def kept_pairs(session: Session, job_id: str) -> Artifact | None:
+    """The pairs that a job's filters kept; None if it has none."""
+    return session.scalars(
+        select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "synthetic")
+    ).one_or_none()
 
 
 def listing(session: Session, *, tenant_id: str, after: str | None, limit: int) -> list[Job]:
@@ -198,12 +216,13 @@ def finish_stage(
 
 
 def fail_stage(session: Session, lease: Lease, *, code: str, message: str, steps_taken: int | None) -> None:
-    """End the stage and its job as failed; ``steps_taken`` as in :func:`finish_stage`. Raises :class:`LeaseLost`."""
+    """End the stage and its job as failed. ``steps_taken``: of the accounted stage; None for any other. Raises
+    :class:`LeaseLost`."""
     job, stage = _held(session, lease)
     stage.error_code = code
     _set_stage(session, stage, StageState.FAILED, code=code)
-    if steps_taken is not None:
-        ledger.settle(session, job_id=job.id, steps_taken=steps_taken)
+    # Another stage's failure settles too: before the accounted stage no step was taken, after it this changes nothing.
+    ledger.settle(session, job_id=job.id, steps_taken=steps_taken or 0)
     if job.state == JobState.CANCELLING:
         _end_cancelled(session, job)
         return
@@ -250,6 +269,8 @@ def finish_cancel(session: Session, job_id: str, *, steps_taken: int) -> None:
 
 
 def _end_cancelled(session: Session, job: Job) -> None:
+    # Whoever knows of steps has settled before; this releases what a job reserved whose accounted stage never began.
+    ledger.settle(session, job_id=job.id, steps_taken=0)
     _cancel_stages(session, job)
     _set_job(session, job, JobState.CANCELLED)
 
@@ -262,4 +283,4 @@ def _cancel_stages(session: Session, job: Job) -> None:
 
 def accounted_stage(job: Job) -> Stage | None:
     """The stage of this job whose steps are charged to the ledger."""
-    return next((stage for stage in job.stages if stage_def(job.recipe, stage.name).accounted), None)
+    return next((stage for stage in job.stages if definition_of(stage).accounted), None)

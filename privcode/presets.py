@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from privcode.errors import InvalidInput
+from privcode.recipes import RECIPES, Recipe
 from privcode.specs import JobSpec
 
 _ALL_LINEAR: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -105,11 +106,19 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Top-level fields that a spec may lack.
+_OPTIONAL: Final = frozenset(name for name, field in JobSpec.model_fields.items() if field.default is None)
+
+
 def resolve(request: Mapping[str, Any]) -> JobSpec:
     """The complete spec of a request: its preset's values, overridden by its own.
 
-    Raises :class:`InvalidInput` (``unknown_preset``), or pydantic's ``ValidationError`` whose locations are the
-    request's field paths.
+    What else is filled in: the recipe's schedule of PrivSA; and where a recipe trains the premium model with privacy
+    and the request names a preset but no ``sanitize.model``, that is ``boost.model``. A preset's sections that the
+    recipe does not use are left out; the request's own are refused.
+
+    Raises :class:`InvalidInput` (``unknown_preset``, ``schedule_of_recipe``, ``models_differ``), or pydantic's
+    ``ValidationError`` whose locations are the request's field paths.
     """
     own = dict(request)
     preset = own.pop("preset", None)
@@ -119,4 +128,51 @@ def resolve(request: Mapping[str, Any]) -> JobSpec:
             code="unknown_preset", field="preset", value=preset,
         )  # fmt: skip
     merged = _merge(PRESETS[preset], own) if preset else own
-    return JobSpec.model_validate_json(json.dumps(merged))
+    name = merged.get("recipe")
+    recipe = RECIPES.get(name) if isinstance(name, str) else None
+    if recipe is not None:
+        merged = _completed(merged, own, recipe, from_preset=preset is not None)
+    spec = JobSpec.model_validate_json(json.dumps(merged))
+    _require_one_model(spec)
+    _require_schedule(spec)
+    return spec
+
+
+def _completed(
+    merged: Mapping[str, Any], own: Mapping[str, Any], recipe: Recipe, *, from_preset: bool
+) -> dict[str, Any]:
+    """``merged`` for this recipe: see :func:`resolve`. What has the wrong form is left for validation to refuse."""
+    sections = dict(merged)
+    sanitize, boost = merged.get("sanitize"), merged.get("boost")
+    if isinstance(sanitize, Mapping) and recipe.schedule is not None:
+        sanitize = _merge({"privsa": {"schedule": recipe.schedule}}, sanitize)
+        asked = own.get("sanitize")
+        names_model = isinstance(asked, Mapping) and "model" in asked
+        if from_preset and recipe.trains_premium_privately and not names_model and isinstance(boost, Mapping):
+            sanitize["model"] = boost.get("model")
+        sections["sanitize"] = sanitize
+    unused = _OPTIONAL - recipe.needs - recipe.may_have
+    return {name: section for name, section in sections.items() if name not in unused or name in own}
+
+
+def _require_schedule(spec: JobSpec) -> None:
+    """A recipe's name says how PrivSA's weight falls: a job must not do something else under that name."""
+    wanted = RECIPES[spec.recipe].schedule
+    if spec.sanitize is not None and spec.sanitize.privsa.schedule != wanted:
+        given = spec.sanitize.privsa.schedule
+        raise InvalidInput(
+            f"sanitize.privsa.schedule: {given!r} is not that of recipe {spec.recipe}, which is {wanted!r}",
+            code="schedule_of_recipe", field="sanitize.privsa.schedule", value=given,
+        )  # fmt: skip
+
+
+def _require_one_model(spec: JobSpec) -> None:
+    """Where sanitize trains the premium model, a boost section trains that same model."""
+    if spec.sanitize is None or spec.boost is None or not RECIPES[spec.recipe].trains_premium_privately:
+        return
+    if spec.sanitize.model != spec.boost.model:
+        raise InvalidInput(
+            f"boost.model: {spec.boost.model!r} is not sanitize.model {spec.sanitize.model!r}; recipe {spec.recipe} "
+            "trains one model twice",
+            code="models_differ", field="boost.model", value=spec.boost.model,
+        )  # fmt: skip

@@ -201,11 +201,12 @@ class CanaryAudit(Result):
 
 
 class Funnel(Result):
-    """Where the candidates went: counts per step, and a count for each reason of loss."""
+    """Where the candidates went: counts per step, and a count for each reason of loss. ``ran`` and ``described`` are
+    None where the recipe does not filter by them."""
 
     candidates: int
-    ran: int
-    described: int
+    ran: int | None
+    described: int | None
     kept: int
     lost: dict[str, int]
 

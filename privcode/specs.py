@@ -7,10 +7,14 @@ artifact and report.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from privcode.recipes import RECIPES, Schedule
+
+RecipeName = Literal["privcode", "noast", "stable_lambda", "noevol", "nopostprocess", "dpft", "nondpft", "jft"]
 PromptTemplate = Literal["qa", "chat"]
 LoraModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -71,7 +75,7 @@ class PrivSASpec(Spec):
     t = optimizer step * nominal_accumulation, where ``schedule`` is ``exponential``. The paper's ablations:
     ``constant`` keeps lambda at ``lambda_max``, ``off`` leaves the term out."""
 
-    schedule: Literal["exponential", "constant", "off"] = "exponential"
+    schedule: Schedule = "exponential"
     lambda_max: Annotated[float, Field(ge=0)] = 1000.0
     lambda_min: Annotated[float, Field(ge=0)] = 0.1
     alpha: Annotated[float, Field(ge=0)] = 0.01
@@ -141,10 +145,9 @@ class RoundTripSpec(Spec):
         return self
 
 
-class BoostSpec(Spec):
-    """Stage 6: ordinary LoRA fine-tuning of the premium model on the filtered synthetic data."""
+class FinetuneSpec(Spec):
+    """Ordinary LoRA fine-tuning."""
 
-    model: str
     lora: LoraSpec
     steps: PositiveInt
     batch: PositiveInt
@@ -153,6 +156,20 @@ class BoostSpec(Spec):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     seq_length: Annotated[int, Field(ge=16)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class WarmUpSpec(FinetuneSpec):
+    """Before stage 1: sanitize's model learns the form of the task from the PUBLIC pairs ``dataset``, so that no budget
+    is spent on it. The result is the base of sanitize, and PrivSA's p_base."""
+
+    dataset: str
+
+
+class BoostSpec(FinetuneSpec):
+    """Stage 6: the premium model learns the filtered synthetic data. In ``nondpft`` it learns the private data, in
+    ``jft`` first the masked data."""
+
+    model: str
 
 
 class EvaluateSpec(Spec):
@@ -193,29 +210,78 @@ class RuntimeSpec(Spec):
     checkpoint_every: PositiveInt = 10
 
 
-class JobSpec(Spec):
-    """A job, complete: what a preset leaves open the request has filled in."""
+Section = TypeVar("Section", bound=Spec)
 
-    recipe: Literal["privcode"]
+
+class JobSpec(Spec):
+    """A job, complete: what a preset leaves open the request has filled in.
+
+    Fields that may be None are there exactly if a stage of the recipe needs them (:data:`privcode.recipes.RECIPES`);
+    ``warm_up`` and ``rows_of_job`` may be left out. ``rows_of_job``: train only on those rows of ``dataset`` whose
+    problem is that of a pair which that job's filters kept.
+    """
+
+    model_config = ConfigDict(validate_default=True)
+
+    recipe: RecipeName
     dataset: str
-    prompts: str
+    prompts: str | None = None
+    rows_of_job: str | None = None
     prompt_template: PromptTemplate
-    privacy: PrivacySpec
-    sanitize: SanitizeSpec
-    synthesize: SynthesizeSpec
+    privacy: PrivacySpec | None = None
+    warm_up: WarmUpSpec | None = None
+    sanitize: SanitizeSpec | None = None
+    synthesize: SynthesizeSpec | None = None
     execute: ExecutionLimits = ExecutionLimits()
-    round_trip: RoundTripSpec
-    boost: BoostSpec
+    round_trip: RoundTripSpec | None = None
+    boost: BoostSpec | None = None
     evaluate: EvaluateSpec
     audit: AuditSpec = AuditSpec()
     runtime: RuntimeSpec = RuntimeSpec()
 
+    @field_validator(
+        "prompts", "rows_of_job", "privacy", "warm_up", "sanitize", "synthesize", "round_trip", "boost", mode="after"
+    )
+    @classmethod
+    def _as_the_recipe_needs(cls, value: object, info: ValidationInfo) -> object:
+        recipe, name = info.data.get("recipe"), info.field_name
+        if recipe is None:  # refused already
+            return value
+        needs, may_have = RECIPES[recipe].needs, RECIPES[recipe].may_have
+        if value is None and name in needs:
+            raise PydanticKnownError("missing")
+        if value is not None and name not in needs | may_have:
+            if name == "privacy":
+                raise PydanticCustomError(
+                    "privacy_without_mechanism",
+                    "recipe {recipe} has no privacy mechanism: it can keep no target",
+                    {"recipe": recipe},
+                )
+            raise PydanticCustomError("unused_section", "recipe {recipe} does not use it", {"recipe": recipe})
+        return value
+
+    def section(self, kind: type[Section]) -> Section:
+        """The section of this type, for code that runs only where the recipe has it; else raises ``LookupError``."""
+        sections = (self.privacy, self.warm_up, self.sanitize, self.synthesize, self.round_trip, self.boost)
+        for section in sections:
+            if isinstance(section, kind):
+                return section
+        raise LookupError(f"recipe {self.recipe} has no {kind.__name__}")
+
     @property
     def models(self) -> dict[str, str]:
         """Spec field -> model reference, of each model the job needs."""
-        return {
-            "sanitize.model": self.sanitize.model,
-            "round_trip.describer": self.round_trip.describer,
-            "round_trip.scorer": self.round_trip.scorer,
-            "boost.model": self.boost.model,
-        }
+        found = {}
+        if self.sanitize is not None:
+            found["sanitize.model"] = self.sanitize.model
+        if self.round_trip is not None:
+            found["round_trip.describer"] = self.round_trip.describer
+            found["round_trip.scorer"] = self.round_trip.scorer
+        if self.boost is not None:
+            found["boost.model"] = self.boost.model
+        return found
+
+    @property
+    def premium_model(self) -> str:
+        """Reference of the public model that becomes the job's premium model."""
+        return self.boost.model if self.boost is not None else self.section(SanitizeSpec).model

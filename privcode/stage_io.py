@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict
 
 from privcode.errors import PrivCodeError, StageFailed
 from privcode.process import die_with_parent
-from privcode.recipes import Label
+from privcode.recipes import Label, StageDef, stage_def
 from privcode.results import JsonObject, PrivacyPlan
+from privcode.rows import read_rows
 from privcode.specs import JobSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -49,10 +50,10 @@ class StageEnvironment(BaseModel):
 
 
 class StageTask(BaseModel):
-    """``stage.json``. ``keep_dir`` outlives an attempt (checkpoints, the count of steps taken); it is private.
-    ``reserved_steps``: noised steps that the ledger has reserved for all attempts together; None where there is none
-    (other stages, runs by hand). ``history`` tells the report what happened so far: the job, its earlier
-    stages, the dataset's budget."""
+    """``stage.json``. ``plan`` is None in a job without a privacy mechanism. ``keep_dir`` outlives an attempt
+    (checkpoints, the count of steps taken); it is private. ``reserved_steps``: noised steps that the ledger has
+    reserved for all attempts together; None where there is none (other stages, runs by hand). ``history`` tells the
+    report what happened so far: the job, its earlier stages, the dataset's budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +61,7 @@ class StageTask(BaseModel):
     stage: str
     attempt: int
     spec: JobSpec
-    plan: PrivacyPlan
+    plan: PrivacyPlan | None
     inputs: dict[str, StageInput]
     keep_dir: str
     reserved_steps: int | None = None
@@ -79,16 +80,28 @@ class Stage:
         self.keep_dir = Path(self.task.keep_dir)
         self._metrics: JsonObject = {}
 
+    @property
+    def definition(self) -> StageDef:
+        """What the recipe says of this stage."""
+        return stage_def(self.spec, self.task.stage)
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The job's plan; ``LookupError`` in a job without a privacy mechanism, which has no stage that asks for it."""
+        if self.task.plan is None:
+            raise LookupError(f"recipe {self.spec.recipe} has no privacy plan")
+        return self.task.plan
+
+    def has_input(self, kind: str) -> bool:
+        return kind in self.task.inputs
+
     def input(self, kind: str) -> Path:
         """The folder of the input artifact ``kind``; read-only."""
         return Path(self.task.inputs[kind].path)
 
     def read_rows(self, kind: str) -> Iterator[JsonObject]:
         """The rows of the input's one JSONL file."""
-        (path,) = self.input(kind).glob("*.jsonl")
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
+        return read_rows(self.input(kind))
 
     def read_models(self, kind: str, model: type[Model]) -> list[Model]:
         return [model.model_validate(row) for row in self.read_rows(kind)]

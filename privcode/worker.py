@@ -29,12 +29,12 @@ from sqlalchemy.orm import Session
 
 from privcode import jobs, ledger
 from privcode.artifacts import ArtifactStore
-from privcode.db.models import Artifact, Job, Stage
+from privcode.db.models import Artifact, Dataset, Job, Stage
 from privcode.db.session import SessionFactory, make_sessions, transaction
 from privcode.errors import PrivCodeError, StageFailed
 from privcode.jobs import Directive, Lease, LeaseLost, NewArtifact
 from privcode.queue import RUN_STAGE, Wake, enqueue, make_celery
-from privcode.recipes import Label, StageDef, stage_def
+from privcode.recipes import Label, StageDef
 from privcode.results import JsonObject, PrivacyPlan
 from privcode.settings import Settings
 from privcode.specs import JobSpec
@@ -109,7 +109,7 @@ class Worker:
     def _attempt(self, lease: Lease, workspace: Workspace) -> Wake | None:
         with self._kept(lease), transaction(self._sessions) as session:
             stage = session.get_one(Stage, lease.stage_id)
-            definition = stage_def(stage.job.recipe, stage.name)
+            definition = jobs.definition_of(stage)
             if lease.attempt > self._settings.max_attempts:
                 raise StageFailed(
                     f"{stage.name} was lost {self._settings.max_attempts} times", code="attempts_exhausted"
@@ -129,7 +129,7 @@ class Worker:
             )
         folder = workspace.make_attempt(lease.attempt)
         (folder / "stage.json").write_text(task.model_dump_json())
-        ended = self._run_child(lease, folder)
+        ended = self._run_child(lease, folder, notes=not _shows_nothing(task, definition))
         if ended.stopping:
             with transaction(self._sessions) as session:
                 return jobs.give_back(session, lease)
@@ -138,14 +138,16 @@ class Worker:
                 jobs.finish_cancel(session, task.job_id, steps_taken=workspace.steps_taken())
             return None
         if ended.returncode != 0:
-            raise _child_error(folder, task.stage, ended.returncode)
+            raise _child_error(folder, task.stage, ended.returncode, private=_shows_nothing(task, definition))
         return self._finish(lease, workspace, folder, task, definition)
 
     def _finish(
         self, lease: Lease, workspace: Workspace, folder: Path, task: StageTask, definition: StageDef
     ) -> Wake | None:
         metrics = json.loads((folder / "result.json").read_bytes())["metrics"]
-        input_labels = [given.label for given in task.inputs.values()]
+        if _shows_nothing(task, definition):
+            metrics = {}
+        input_labels = {kind: given.label for kind, given in task.inputs.items()}
         artifacts = []
         for kind in definition.writes:
             output = folder / "outputs" / kind
@@ -171,7 +173,7 @@ class Worker:
         try:
             with transaction(self._sessions) as session:
                 stage = session.get_one(Stage, lease.stage_id)
-                accounted = stage_def(stage.job.recipe, stage.name).accounted
+                accounted = jobs.definition_of(stage).accounted
                 jobs.fail_stage(
                     session,
                     lease,
@@ -182,8 +184,9 @@ class Worker:
         except LeaseLost:
             log.warning("stage %s: lost its lease before its failure was written", lease.stage_id)
 
-    def _run_child(self, lease: Lease, folder: Path) -> _Ended:
-        """Start the child and stay with it: heartbeat, progress, cancel, shutdown. It never outlives this call."""
+    def _run_child(self, lease: Lease, folder: Path, *, notes: bool) -> _Ended:
+        """Start the child and stay with it: heartbeat, progress (with its notes or without), cancel, shutdown. It never
+        outlives this call."""
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {
             "OMP_NUM_THREADS": str(self._settings.threads),
@@ -203,11 +206,11 @@ class Worker:
                 start_new_session=True,
             )
         try:
-            return self._follow(lease, child)
+            return self._follow(lease, child, notes=notes)
         finally:
             _kill(child)
 
-    def _follow(self, lease: Lease, child: subprocess.Popen[bytes]) -> _Ended:
+    def _follow(self, lease: Lease, child: subprocess.Popen[bytes], *, notes: bool) -> _Ended:
         assert child.stdout is not None
         lines = _Lines(child.stdout.fileno())
         progress: JsonObject | None = None
@@ -215,7 +218,8 @@ class Worker:
         while True:
             messages = lines.read(timeout=max(0.0, next_beat - time.monotonic()))
             for message in messages:
-                progress = message.get("progress", progress)
+                if "progress" in message:
+                    progress = message["progress"] if notes else {**message["progress"], "note": ""}
             if lines.closed:
                 if progress is not None:
                     self._beat(lease, progress)
@@ -282,10 +286,17 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         child.stdout.close()
 
 
-def _child_error(folder: Path, stage: str, returncode: int) -> PrivCodeError:
+def _shows_nothing(task: StageTask, definition: StageDef) -> bool:
+    """Whether what the stage finds is private: then members see that it runs and how far, and no figure of it."""
+    inputs = {kind: given.label for kind, given in task.inputs.items()}
+    return definition.result_label(inputs) is Label.PRIVATE
+
+
+def _child_error(folder: Path, stage: str, returncode: int, *, private: bool) -> PrivCodeError:
     try:
         error = json.loads((folder / "error.json").read_bytes())
-        return StageFailed(error["message"], code=error["code"])
+        message = f"{stage} failed; its results are private, and so is its message" if private else error["message"]
+        return StageFailed(message, code=error["code"])
     except FileNotFoundError:
         if returncode == -signal.SIGKILL:
             return StageFailed(f"{stage} was killed; out of memory is the usual cause", code="stage_killed")
@@ -306,16 +317,22 @@ def _stage_task(
     reserved_steps: int | None,
 ) -> StageTask:
     job = stage.job
+    spec = jobs.spec_of(job)
     made = session.scalars(select(Artifact).where(Artifact.job_id == job.id))
     available = {artifact.kind: artifact for artifact in made}
     available["dataset"] = job.dataset.artifact
-    available["prompts"] = job.prompts.artifact
+    if job.prompts is not None:
+        available["prompts"] = job.prompts.artifact
+    if spec.warm_up is not None:
+        available["warm_up_pairs"] = session.get_one(Dataset, spec.warm_up.dataset).artifact
+    if spec.rows_of_job is not None and (kept := jobs.kept_pairs(session, spec.rows_of_job)):
+        available["kept_pairs"] = kept
     return StageTask(
         job_id=job.id,
         stage=stage.name,
         attempt=attempt,
-        spec=JobSpec.model_validate_json(json.dumps(job.spec)),
-        plan=PrivacyPlan.model_validate(job.plan),
+        spec=spec,
+        plan=None if job.plan is None else PrivacyPlan.model_validate(job.plan),
         inputs={
             kind: StageInput(path=str(store.verify(available[kind].sha256)), label=Label(available[kind].label))
             for kind in definition.reads
@@ -325,13 +342,14 @@ def _stage_task(
         environment=StageEnvironment(
             models_dir=str(settings.models_dir), sandbox_socket=str(settings.sandbox_socket), threads=settings.threads
         ),
-        history=_history(session, job),
+        history=_history(session, job, spec),
     )
 
 
-def _history(session: Session, job: Job) -> JsonObject:
+def _history(session: Session, job: Job, spec: JobSpec) -> JsonObject:
     """What the report tells of the job besides its artifacts; all of it is known to members."""
     left = ledger.budget(session, dataset=job.dataset)
+    warm_up = None if spec.warm_up is None else session.get_one(Dataset, spec.warm_up.dataset)
     return {
         "job": {
             "id": job.id,
@@ -340,7 +358,8 @@ def _history(session: Session, job: Job) -> JsonObject:
             "preset": job.preset,
         },
         "dataset": {"id": job.dataset.id, "name": job.dataset.name, "records": job.dataset.rows},
-        "prompts": {"id": job.prompts.id, "name": job.prompts.name},
+        "prompts": None if job.prompts is None else {"id": job.prompts.id, "name": job.prompts.name},
+        "warm_up": None if warm_up is None else {"id": warm_up.id, "name": warm_up.name},
         "stages": [
             {
                 "name": stage.name,

@@ -10,12 +10,11 @@ from typing import Final
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
-from api.auth import Forbidden, UseCaller
+from api.auth import UseCaller, require_may_read
 from api.context import UseContext
 from privcode.db.models import Artifact
 from privcode.db.session import transaction
 from privcode.errors import NotFound
-from privcode.recipes import Label
 
 router = APIRouter(tags=["artifacts"])
 
@@ -32,11 +31,7 @@ def get_content(artifact_id: str, context: UseContext, caller: UseCaller) -> Res
                 f"artifact: there is no artifact {artifact_id!r}",
                 code="artifact_not_found", field="artifact", value=artifact_id,
             )  # fmt: skip
-    if artifact.label == Label.PRIVATE and caller.role != "privacy_officer":
-        raise Forbidden(
-            f"artifact: {artifact_id} is private; it leaves only to a privacy officer",
-            code="artifact_private", field="artifact", value=artifact_id,
-        )  # fmt: skip
+    require_may_read(artifact, caller, field="artifact", value=artifact_id)
     folder = context.store.verify(artifact.sha256)
     if len(artifact.files) == 1:
         return FileResponse(folder / artifact.files[0], filename=Path(artifact.files[0]).name)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import UseCaller
+from api.auth import UseCaller, require_may_read
 from api.context import Context, UseContext
 from api.idempotency import UseIdempotencyKey, once
 from api.schemas import (
@@ -62,7 +62,11 @@ def estimate_job(request: JobRequest, context: UseContext, caller: UseCaller) ->
     """What a job would spend, without running or reserving anything."""
     with transaction(context.sessions) as session:
         found = submission.check(
-            session, tenant_id=caller.tenant_id, request=request, models_dir=context.settings.models_dir
+            session,
+            tenant_id=caller.tenant_id,
+            request=request,
+            models_dir=context.settings.models_dir,
+            store=context.store,
         )
         try:
             budget, fits = submission.budget_after(session, found), True
@@ -89,7 +93,11 @@ def create_job(
 
     def run() -> JsonObject:
         job, wake = submission.submit(
-            session, tenant_id=caller.tenant_id, request=request, models_dir=context.settings.models_dir
+            session,
+            tenant_id=caller.tenant_id,
+            request=request,
+            models_dir=context.settings.models_dir,
+            store=context.store,
         )
         wakes.append(wake)
         session.refresh(job)
@@ -153,7 +161,8 @@ def list_artifacts(job_id: str, context: UseContext, caller: UseCaller) -> ListO
 def get_report(
     job_id: str, context: UseContext, caller: UseCaller, accept: Annotated[str, Header()] = "application/json"
 ) -> FileResponse:
-    """The report: JSON, or HTML where ``Accept`` names it. 404 (``report_not_ready``) until the job has written it."""
+    """The report: JSON, or HTML where ``Accept`` names it. 404 (``report_not_ready``) until the job has written it. The
+    report of a job whose results are private is for a privacy officer."""
     kind, media_type = ("report_html", "text/html") if "text/html" in accept else ("report_json", "application/json")
     with transaction(context.sessions) as session:
         job = jobs.get(session, job_id, tenant_id=caller.tenant_id)
@@ -162,6 +171,7 @@ def get_report(
     if artifact is None:
         raise NotFound(f"job: {job_id} has no report yet; it is {job.state}", code="report_not_ready", field="job",
                        value=job_id)  # fmt: skip
+    require_may_read(artifact, caller, field="job", value=job_id)
     return FileResponse(
         context.store.verify(artifact.sha256) / artifact.files[0],
         media_type=media_type,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Group, RenderableType
@@ -36,14 +36,15 @@ class _Part(BaseModel):
 
 
 class _Guarantee(_Part):
-    receipt: PrivacyReceipt
+    covers: Literal["released", "last_training", "nothing"]
+    receipt: PrivacyReceipt | None
     statement: str
 
 
 class _Candidates(_Part):
     funnel: Funnel
     execution_filter: str
-    tau: float
+    tau: float | None
 
 
 class _Comparison(_Part):
@@ -56,6 +57,14 @@ class _Comparison(_Part):
 class _Audit(_Part):
     result: CanaryAudit
     statement: str
+
+
+class _Job(_Part):
+    recipe: str
+
+
+class _Public(_Part):
+    name: str
 
 
 class _StageTime(_Part):
@@ -78,8 +87,12 @@ class _Notice(_Part):
 class Report(_Part):
     """The parts of ``report.json`` that are shown here."""
 
+    job: _Job
+    recipe: str
+    rows_of_job: str | None
+    warm_up: _Public | None
     guarantee: _Guarantee
-    candidates: _Candidates
+    candidates: _Candidates | None
     quality: Sequence[_Comparison]
     audit: _Audit
     stages: Sequence[_StageTime]
@@ -100,8 +113,8 @@ def read_report(report: JsonObject) -> Report:
 
 def report_view(report: Report) -> RenderableType:
     return Group(
-        *_privacy(report.guarantee, report.budget),
-        *_funnel(report.candidates),
+        *_privacy(report),
+        *(() if report.candidates is None else _funnel(report.candidates)),
         *(part for comparison in report.quality for part in _quality(comparison)),
         *_leakage(report.audit),
         *_times(report.stages),
@@ -117,25 +130,31 @@ def _prose(text: str) -> Padding:
     return Padding(Text(text, style="dim"), (0, 2, 0, 2))
 
 
-def _privacy(guarantee: _Guarantee, budget: _Budget) -> tuple[RenderableType, ...]:
+def _privacy(report: Report) -> tuple[RenderableType, ...]:
+    guarantee, budget = report.guarantee, report.budget
+    # What is not protected is said first.
+    covered = guarantee.covers == "released"
+    rows: list[tuple[str, RenderableType]] = [("recipe", f"{report.job.recipe}: {report.recipe}")]
+    if report.warm_up is not None:
+        rows.append(("warm-up", f"on the public data {report.warm_up.name}"))
+    if report.rows_of_job is not None:
+        rows.append(("rows", f"those that passed the filters of {report.rows_of_job}"))
     receipt = guarantee.receipt
-    cost = f"epsilon {spent(receipt.epsilon_spent)} at delta {number(receipt.plan.target_delta)}"
-    return (
-        *_heading("Privacy"),
-        facts(
-            [
-                ("spent by this job", Text(cost, style="bold")),
-                ("unit", receipt.unit),
-                ("how", f"{receipt.steps_taken} noised steps, noise multiplier {receipt.plan.noise_multiplier:.4g}"),
-                (
-                    "budget of the data",
-                    f"epsilon {spent(budget.epsilon_spent)} of {number(budget.epsilon)} spent, "
-                    f"{left(budget.epsilon_left)} left (delta {number(budget.delta)})",
-                ),
-            ]
-        ),
-        _prose(guarantee.statement),
+    if receipt is None:
+        rows.append(("spent by this job", Text("nothing: there is no privacy mechanism", style="bold red")))
+    else:
+        cost = f"epsilon {spent(receipt.epsilon_spent)} at delta {number(receipt.plan.target_delta)}"
+        how = f"{receipt.steps_taken} noised steps, noise multiplier {receipt.plan.noise_multiplier:.4g}"
+        rows += [("spent by this job", Text(cost, style="bold")), ("unit", receipt.unit), ("how", how)]
+    rows.append(
+        (
+            "budget of the data",
+            f"epsilon {spent(budget.epsilon_spent)} of {number(budget.epsilon)} spent, "
+            f"{left(budget.epsilon_left)} left (delta {number(budget.delta)})",
+        )
     )
+    alert = () if covered else (Padding(Text(guarantee.statement, style="bold red"), (0, 2, 1, 2)),)
+    return (*_heading("Privacy"), *alert, facts(rows), *((_prose(guarantee.statement),) if covered else ()))
 
 
 def _funnel(candidates: _Candidates) -> tuple[RenderableType, ...]:
@@ -147,7 +166,8 @@ def _funnel(candidates: _Candidates) -> tuple[RenderableType, ...]:
     steps = [("candidates", funnel.candidates), ("ran", funnel.ran), ("described", funnel.described),
              ("kept", funnel.kept)]  # fmt: skip
     for name, count in steps:
-        table.add_row(name, f"{count:,}", _bar(count, of=funnel.candidates))
+        if count is not None:
+            table.add_row(name, f"{count:,}", _bar(count, of=funnel.candidates))
     lost = [f"{count:,} {_OUTCOMES.get(reason, reason)}" for reason, count in funnel.lost.items()]
     return (
         *_heading("Synthetic code"),
@@ -219,6 +239,7 @@ def _meaning(report: Report) -> tuple[RenderableType, ...]:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=1, style="yellow")
     table.add_column(overflow="fold")
-    for text in [*(notice.text for notice in report.warnings), report.candidates.execution_filter]:
+    filters = [] if report.candidates is None else [report.candidates.execution_filter]
+    for text in [*(notice.text for notice in report.warnings), *filters]:
         table.add_row("•", text)
     return *_heading("What this shows, and what it does not"), Padding(table, (0, 2, 0, 2))

@@ -18,11 +18,18 @@ from privcode.client import Client
 from privcode.client_objects import Event, Job
 
 _PURPOSE: Final = {
-    "sanitize": "junior learns private code under DP",
+    "warm_up": "learns public pairs, without DP",
+    "merge_warm_up": "adapter folded into its base",
+    "mask": "personal data masked, no guarantee",
+    "tune_masked": "learns masked code, NO privacy",
+    "merge_masked": "adapter folded into its base",
+    "sanitize": "learns private code under DP",
+    "finetune": "learns private code, NO privacy",
     "merge_junior": "adapter folded into the junior",
     "synthesize": "junior answers public prompts",
     "execute": "answers run in the sandbox",
     "round_trip": "code described, compared to prompt",
+    "collect": "each answer with code is kept",
     "boost": "premium model learns what was kept",
     "merge_premium": "adapter folded into the premium",
     "evaluate": "base and tuned model, same tasks",

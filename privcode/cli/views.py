@@ -63,7 +63,9 @@ def budget_text(budget: Budget) -> str:
     )
 
 
-def guarantee_text(plan: Plan) -> str:
+def guarantee_text(plan: Plan | None) -> str:
+    if plan is None:
+        return "NONE: this recipe has no privacy mechanism"
     return f"epsilon {number(plan['target_epsilon'])} at delta {number(plan['target_delta'])}"
 
 
@@ -88,6 +90,14 @@ def dataset_view(dataset: Dataset) -> RenderableType:
 
 def estimate_view(estimate: Estimate) -> RenderableType:
     plan = estimate["plan"]
+    trained = f"{estimate['trainable_parameters']:,} parameters"
+    if plan is None or estimate["epsilon_rdp"] is None or estimate["signal_to_noise"] is None:
+        without: list[tuple[str, RenderableType]] = [
+            ("guarantee", Text(guarantee_text(None), style="bold red")),
+            ("trained", trained),
+            ("budget now", budget_text(estimate["budget"])),
+        ]
+        return Group(facts(without), warnings_view(estimate["warnings"]))
     fits = Text("fits the budget", style="green") if estimate["fits"] else Text("exceeds the budget", style="bold red")
     rows: list[tuple[str, RenderableType]] = [
         ("guarantee", guarantee_text(plan)),
@@ -103,7 +113,7 @@ def estimate_view(estimate: Estimate) -> RenderableType:
         ),
         (
             "trained",
-            f"{estimate['trainable_parameters']:,} parameters, clipped at {number(plan['max_grad_norm'])} per unit",
+            f"{trained}, clipped at {number(plan['max_grad_norm'])} per unit",
         ),
         ("signal to noise", f"{estimate['signal_to_noise']:.2g}: {signal_words(estimate['signal_to_noise'])}"),
         ("budget after" if estimate["fits"] else "budget now", budget_text(estimate["budget"])),
@@ -129,7 +139,7 @@ def jobs_view(jobs: Iterable[Job]) -> Table:
         done = sum(stage["state"] == "succeeded" for stage in job["stages"])
         table.add_row(
             job['id'], job['recipe'], state_text(job['state']), f"{done}/{len(job['stages'])}",
-            f"{number(job['plan']['target_epsilon'])}", clock(job['created_at']),
+            number(job['plan']['target_epsilon']) if job['plan'] else "none", clock(job['created_at']),
         )  # fmt: skip
     return table
 
@@ -140,7 +150,7 @@ def job_view(job: Job) -> RenderableType:
         ("state", state_text(job["state"])),
         ("recipe", job["recipe"] + (f", preset {job['preset']}" if job["preset"] else "")),
         ("dataset", job["dataset"]),
-        ("prompts", job["prompts"]),
+        ("prompts", job["prompts"] or "none"),
         ("guarantee", guarantee_text(job["plan"])),
         ("submitted", clock(job["created_at"])),
     ]

@@ -65,6 +65,8 @@ class Dataset(Base):
 
 
 class Job(Base):
+    """``plan`` is None where the recipe has no privacy mechanism, ``prompts_id`` where it synthesizes nothing."""
+
     __tablename__ = "job"
     __table_args__ = (Index("job_tenant_created", "tenant_id", "created_at"),)
 
@@ -73,9 +75,9 @@ class Job(Base):
     recipe: Mapped[str]
     preset: Mapped[str | None]
     spec: Mapped[JsonObject]
-    plan: Mapped[JsonObject]
+    plan: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
-    prompts_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
+    prompts_id: Mapped[str | None] = mapped_column(ForeignKey("dataset.id"))
     state: Mapped[str] = mapped_column(index=True)
     warnings: Mapped[list[str]] = mapped_column(JSONB)
     error_code: Mapped[str | None]
@@ -87,7 +89,7 @@ class Job(Base):
 
     stages: Mapped[list[Stage]] = relationship(back_populates="job", order_by="Stage.position")
     dataset: Mapped[Dataset] = relationship(foreign_keys=[dataset_id])
-    prompts: Mapped[Dataset] = relationship(foreign_keys=[prompts_id])
+    prompts: Mapped[Dataset | None] = relationship(foreign_keys=[prompts_id])
 
 
 class Stage(Base):

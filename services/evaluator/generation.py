@@ -17,7 +17,7 @@ from privcode.stage_io import Stage
 
 def base_model(stage: Stage) -> str:
     """Folder or hub id of the premium model before it was tuned."""
-    return resolve_model(stage.spec.boost.model, models_dir=Path(stage.environment.models_dir))
+    return resolve_model(stage.spec.premium_model, models_dir=Path(stage.environment.models_dir))
 
 
 def complete_prompts(problems: Sequence[str], *, model: str, stage: Stage) -> list[str]:
@@ -26,8 +26,10 @@ def complete_prompts(problems: Sequence[str], *, model: str, stage: Stage) -> li
     return [prompt_text(problem, template=stage.spec.prompt_template, tokenizer=tokenizer) for problem in problems]
 
 
-def complete(model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int) -> list[list[str]]:
-    """``params.n`` completions of each prompt. ``turn``: 0 for the first of a stage's two models, else 1."""
+def complete(
+    model: str, prompts: Sequence[str], *, params: SamplingParams, stage: Stage, turn: int, turns: int
+) -> list[list[str]]:
+    """``params.n`` completions of each prompt. ``turn``: the model's number among the stage's ``turns``, from 0."""
     torch.set_num_threads(stage.environment.threads)
     generator: Generator = make_generator(
         model, engine=stage.spec.runtime.engine, batch_size=stage.spec.runtime.generate_batch
@@ -35,7 +37,7 @@ def complete(model: str, prompts: Sequence[str], *, params: SamplingParams, stag
     completions = generator.generate(
         prompts,
         params=params,
-        on_done=lambda done: stage.progress(turn * len(prompts) + done, 2 * len(prompts)),
+        on_done=lambda done: stage.progress(turn * len(prompts) + done, turns * len(prompts)),
     )
     # Two models side by side may not fit into memory.
     del generator

@@ -6,6 +6,9 @@ Only the stages that ask a model import torch, which takes seconds; the report d
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from lm.generator import SamplingParams
 from privcode.canaries import audit_prompts, make_canaries
@@ -27,6 +30,8 @@ from services.evaluator.core.humaneval import read_tasks
 from services.evaluator.core.render import render_html
 from services.evaluator.core.report import build_report
 
+Row = TypeVar("Row", bound=BaseModel)
+
 
 def evaluate(stage: Stage) -> None:
     """Greedy pass@1 of the base and of the tuned premium model, asked with the same prompts."""
@@ -43,7 +48,7 @@ def evaluate(stage: Stage) -> None:
     samples: list[EvaluationSample] = []
     scores = []
     for turn, (model, path) in enumerate(models.items()):
-        completions = complete(path, prompts, params=params, stage=stage, turn=turn)
+        completions = complete(path, prompts, params=params, stage=stage, turn=turn, turns=len(models))
         verified = verify(
             tasks,
             [texts[0] for texts in completions],
@@ -61,7 +66,7 @@ def evaluate(stage: Stage) -> None:
 
 
 def audit(stage: Stage) -> None:
-    """Look for the planted canaries in what junior and premium answer, and in the synthetic data."""
+    """Look for the planted canaries in what the job's models answer and in its synthetic data."""
     spec = stage.spec.audit
     if spec.canary_rate == 0:
         result = no_audit()
@@ -76,16 +81,15 @@ def audit(stage: Stage) -> None:
             seed=spec.seed,
         )
         said: dict[Source, list[str]] = {}
-        models: dict[Source, str] = {
-            "junior": str(stage.input("junior_model")),
-            "premium": str(stage.input("premium_model")),
-        }
+        kinds: dict[Source, str] = {"junior": "junior_model", "premium": "premium_model"}
+        models = {source: str(stage.input(kind)) for source, kind in kinds.items() if stage.has_input(kind)}
         for turn, (source, path) in enumerate(models.items()):
             prompts = complete_prompts(problems, model=path, stage=stage)
-            completions = complete(path, prompts, params=params, stage=stage, turn=turn)
+            completions = complete(path, prompts, params=params, stage=stage, turn=turn, turns=len(models))
             said[source] = [text for texts in completions for text in texts]
-        rows = stage.read_models("synthetic", SyntheticPair)
-        said["synthetic"] = [f"{row.problem}\n{row.solution}" for row in rows]
+        if stage.has_input("synthetic"):
+            rows = stage.read_models("synthetic", SyntheticPair)
+            said["synthetic"] = [f"{row.problem}\n{row.solution}" for row in rows]
         result = canary_audit(
             make_canaries(spec.seed),
             said,
@@ -100,13 +104,20 @@ def audit(stage: Stage) -> None:
 
 def report(stage: Stage) -> None:
     """Everything above in one document, as JSON and as a self-contained page."""
+
+    def rows(kind: str, model: type[Row]) -> list[Row] | None:
+        return stage.read_models(kind, model) if stage.has_input(kind) else None
+
+    receipt = stage.read_model("privacy_receipt", PrivacyReceipt) if stage.has_input("privacy_receipt") else None
     result = build_report(
         spec=stage.spec,
+        label=stage.definition.result_label({kind: given.label for kind, given in stage.task.inputs.items()}),
         history=History.model_validate(stage.task.history),
-        receipt=stage.read_model("privacy_receipt", PrivacyReceipt),
-        candidates=stage.read_models("candidates", Candidate),
-        executed=stage.read_models("executed", ExecutedCandidate),
-        scored=stage.read_models("scored", ScoredCandidate),
+        receipt=receipt,
+        candidates=rows("candidates", Candidate),
+        executed=rows("executed", ExecutedCandidate),
+        scored=rows("scored", ScoredCandidate),
+        synthetic=rows("synthetic", SyntheticPair),
         evaluation=stage.read_model("evaluation", Evaluation),
         audit=stage.read_model("canary_audit", CanaryAudit),
     )

@@ -6,6 +6,7 @@ import torch
 
 from lm.engine import engine_name, make_generator
 from lm.models import load_tokenizer
+from privcode.specs import SynthesizeSpec
 from privcode.stage_io import Stage, run_child
 from services.synth.core.synthesis import choose_prompts, synthesize
 
@@ -13,7 +14,7 @@ from services.synth.core.synthesis import choose_prompts, synthesize
 def run_synthesize(stage: Stage) -> None:
     """Junior model and public prompts -> ``candidates``. Progress counts prompts."""
     torch.set_num_threads(stage.environment.threads)
-    spec, runtime = stage.spec.synthesize, stage.spec.runtime
+    spec, runtime = stage.spec.section(SynthesizeSpec), stage.spec.runtime
     problems = [row["problem"] for row in stage.read_rows("prompts")]
     total = len(choose_prompts(len(problems), max_prompts=spec.max_prompts, seed=spec.seed))
     stage.progress(0, total)

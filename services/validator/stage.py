@@ -1,4 +1,5 @@
-"""Child process of the validator worker: ``python -m services.validator.stage FOLDER`` runs ``round_trip``."""
+"""Child process of the validator worker: ``python -m services.validator.stage FOLDER`` runs ``round_trip`` or
+``collect``."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ import torch
 
 from lm.engine import make_generator
 from lm.models import load_tokenizer, resolve_model
-from privcode.results import ExecutedCandidate
+from privcode.results import Candidate, ExecutedCandidate
+from privcode.specs import RoundTripSpec
 from privcode.stage_io import Stage, run_child
 from services.validator.core.describe import Program, describe
-from services.validator.core.round_trip import judge, passed, synthetic_pairs
+from services.validator.core.round_trip import judge, passed, synthetic_pairs, unfiltered_pairs
 
 
 def run_round_trip(stage: Stage) -> None:
@@ -29,7 +31,7 @@ def run_round_trip(stage: Stage) -> None:
     f1 = _score(stage, candidates, descriptions=descriptions, total=total) if any(descriptions) else []
     stage.progress(total, total)
 
-    verdicts = judge(candidates, descriptions=descriptions, f1=f1, tau=stage.spec.round_trip.tau)
+    verdicts = judge(candidates, descriptions=descriptions, f1=f1, tau=stage.spec.section(RoundTripSpec).tau)
     stage.write_rows("scored", verdicts)
     stage.write_rows("synthetic", synthetic_pairs(candidates, verdicts=verdicts))
     reasons = Counter(verdict.reason for verdict in verdicts)
@@ -39,8 +41,18 @@ def run_round_trip(stage: Stage) -> None:
     stage.metric("no_description", reasons["no_description"])
 
 
+def run_collect(stage: Stage) -> None:
+    """``candidates`` -> ``synthetic`` without a filter: each one with a code block. Progress counts candidates."""
+    candidates = stage.read_models("candidates", Candidate)
+    pairs = unfiltered_pairs(candidates)
+    stage.write_rows("synthetic", pairs)
+    stage.progress(len(candidates), len(candidates))
+    stage.metric("kept", len(pairs))
+    stage.metric("no_code", len(candidates) - len(pairs))
+
+
 def _describe(stage: Stage, candidates: Sequence[ExecutedCandidate], *, total: int) -> list[str | None]:
-    spec, runtime = stage.spec.round_trip, stage.spec.runtime
+    spec, runtime = stage.spec.section(RoundTripSpec), stage.spec.runtime
     describer = resolve_model(spec.describer, models_dir=Path(stage.environment.models_dir))
     return describe(
         [Program(language=candidate.language, code=candidate.code) for candidate in candidates],
@@ -63,7 +75,7 @@ def _score(
         if description is not None
     ]
     scorer = BertScorer(
-        resolve_model(stage.spec.round_trip.scorer, models_dir=Path(stage.environment.models_dir)),
+        resolve_model(stage.spec.section(RoundTripSpec).scorer, models_dir=Path(stage.environment.models_dir)),
     )
     return scorer.f1(
         [description for description, _ in described],
@@ -73,4 +85,4 @@ def _score(
 
 
 if __name__ == "__main__":
-    run_child({"round_trip": run_round_trip})
+    run_child({"round_trip": run_round_trip, "collect": run_collect})

@@ -196,25 +196,27 @@ def _step(client: Client, job_id: str) -> int:
     return progress["done"] if progress else 0
 
 
-def _children() -> set[int]:
-    """Processes that run a stage."""
+def _children(stack: EmbeddedStack) -> set[int]:
+    """Processes that run a stage of this stack."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes()
         except OSError:
             continue
-        if b"services.trainer.stage" in command:
+        if b"services.trainer.stage" in command and str(stack.volume).encode() in command:
             found.add(int(path.parent.name))
     return found
 
 
-def test_cancel_stops_the_child_and_charges_what_was_spent(client: Client, long_job: SimpleNamespace) -> None:
+def test_cancel_stops_the_child_and_charges_what_was_spent(
+    client: Client, stack: EmbeddedStack, long_job: SimpleNamespace
+) -> None:
     wait_for("a step", lambda: _step(client, long_job.id) >= 2)
     asked = time.monotonic()
     assert client.cancel(long_job.id)["state"] == "cancelling"
     wait_for("the end", lambda: client.job(long_job.id)["state"] == "cancelled", seconds=20)
-    wait_for("the child's end", lambda: not _children(), seconds=5)
+    wait_for("the child's end", lambda: not _children(stack), seconds=5)
     print(f"cancelled after {time.monotonic() - asked:.1f} s")
     budget = client.budget(long_job.dataset)
     (entry,) = budget["entries"]
@@ -223,9 +225,11 @@ def test_cancel_stops_the_child_and_charges_what_was_spent(client: Client, long_
     assert 0 < budget["epsilon_spent"] == budget["epsilon_committed"] < 3.1415
 
 
-def test_a_killed_child_fails_the_job_in_plain_words(client: Client, long_job: SimpleNamespace) -> None:
+def test_a_killed_child_fails_the_job_in_plain_words(
+    client: Client, stack: EmbeddedStack, long_job: SimpleNamespace
+) -> None:
     wait_for("a step", lambda: _step(client, long_job.id) >= 2)
-    for pid in _children():
+    for pid in _children(stack):
         os.kill(pid, signal.SIGKILL)
     job = wait_for("the end", lambda: _ended(client, long_job.id), seconds=20)
     assert (job["state"], job["error"]["code"]) == ("failed", "stage_killed")

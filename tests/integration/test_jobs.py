@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, select
 
 from privcode import events, jobs, ledger, submission
+from privcode.artifacts import ArtifactStore
 from privcode.db.models import Dataset, Event, Job, LedgerEntry, Stage
 from privcode.db.session import SessionFactory, transaction
 from privcode.errors import Conflict
@@ -24,7 +25,11 @@ from privcode.workspace import Workspace
 def job(sessions: SessionFactory, tenant: SimpleNamespace, settings: Settings) -> SimpleNamespace:
     with transaction(sessions) as session:
         made, wake = submission.submit(
-            session, tenant_id=tenant.id, request=tenant.request, models_dir=settings.models_dir
+            session,
+            tenant_id=tenant.id,
+            request=tenant.request,
+            models_dir=settings.models_dir,
+            store=ArtifactStore(settings.artifacts_dir),
         )
         return SimpleNamespace(id=made.id, first=wake.stage_id, dataset=tenant.dataset)
 

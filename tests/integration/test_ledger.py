@@ -11,6 +11,7 @@ from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
 from privcode import jobs, ledger, submission
 from privcode.accounting import epsilon_pld
+from privcode.artifacts import ArtifactStore
 from privcode.db.models import Dataset, Job
 from privcode.db.session import SessionFactory, transaction
 from privcode.errors import BudgetExceeded
@@ -22,7 +23,11 @@ from privcode.settings import Settings
 def _submit(sessions: SessionFactory, tenant: SimpleNamespace, settings: Settings, **over: object) -> Job:
     with transaction(sessions) as session:
         job, _ = submission.submit(
-            session, tenant_id=tenant.id, request={**tenant.request, **over}, models_dir=settings.models_dir
+            session,
+            tenant_id=tenant.id,
+            request={**tenant.request, **over},
+            models_dir=settings.models_dir,
+            store=ArtifactStore(settings.artifacts_dir),
         )
         return job
 

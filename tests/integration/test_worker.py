@@ -26,7 +26,11 @@ from privcode.workspace import Workspace
 def stage_id(sessions: SessionFactory, tenant: SimpleNamespace, settings: Settings) -> str:
     with transaction(sessions) as session:
         _, wake = submission.submit(
-            session, tenant_id=tenant.id, request=tenant.request, models_dir=settings.models_dir
+            session,
+            tenant_id=tenant.id,
+            request=tenant.request,
+            models_dir=settings.models_dir,
+            store=ArtifactStore(settings.artifacts_dir),
         )
         return wake.stage_id
 

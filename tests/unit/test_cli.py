@@ -19,14 +19,17 @@ from typer.testing import CliRunner, Result
 from privcode.cli import app
 from privcode.cli.home import NoCredentials, connect, lock_home
 from privcode.cli.report_view import read_report, report_view
-from privcode.cli.stage_board import StageBoard, duration
+from privcode.cli.stage_board import _PURPOSE, StageBoard, duration
 from privcode.cli.views import left, number, spent
 from privcode.demo import _clear
 from privcode.errors import Conflict, PrivCodeError
-from privcode.recipes import PRIVCODE
+from privcode.presets import resolve
+from privcode.recipes import PRIVCODE, RECIPES, Label, stages_of
 from privcode.results import wilson
+from services.evaluator.core.report import Report
 from tests.api_stub import Answer, ApiStub, event, job, listing, plan, running_stub
-from tests.unit.evaluator.finished_job import finished_job
+from tests.recipes import WARM_UP, request_of
+from tests.unit.evaluator.finished_job import finished_job, history
 
 EVENTS = "/v1/jobs/job_1/events"
 BUDGET = {"epsilon": 8.0, "delta": 1e-5, "epsilon_spent": 0.0, "epsilon_committed": 3.99991, "epsilon_left": 4.00009}
@@ -115,7 +118,7 @@ def test_following_to_the_end_in_plain_lines(stub: ApiStub, request_file: str) -
     assert result.exit_code == 0, result.stderr
     assert [line.rstrip() for line in result.stdout.splitlines()] == [
         "job_1",
-        "[ 1/2] sanitize      junior learns private code under DP",
+        "[ 1/2] sanitize      learns private code under DP",
         "[ 1/2] sanitize      1/4 step 1",
         "[ 1/2] sanitize      4/4",
         "[ 1/2] sanitize      done in 1:10",
@@ -242,8 +245,10 @@ def _report(**over: Any) -> dict[str, Any]:
         "leakage": wilson(successes=0, n=5).model_dump(),
     }  # fmt: skip
     return {
-        "schema_version": 1,
-        "guarantee": {"target_epsilon": 4.0, "receipt": receipt, "statement": "a factor of 54.5"},
+        "schema_version": 2,
+        "job": {"id": "job_1", "created_at": 1, "recipe": "privcode", "preset": "demo"}, "recipe": "the whole method",
+        "rows_of_job": None, "warm_up": None,
+        "guarantee": {"covers": "released", "target_epsilon": 4.0, "receipt": receipt, "statement": "a factor of 54.5"},
         "candidates": {
             "funnel": {"candidates": 32, "ran": 19, "described": 18, "kept": 14,
                        "lost": {"no_code": 8, "failed": 5, "below_tau": 4, "no_description": 1}},
@@ -294,6 +299,49 @@ def test_the_reports_of_the_service_are_read() -> None:
     assert "parses and loads" in shown
     bars = {line.split()[0]: line.count("━") for line in shown.splitlines() if "━" in line}
     assert (bars["candidates"], bars["kept"]) == (28, 12), "14 of 32; readable without colours"
+
+
+def _shown(report: Report) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report_view(read_report(json.loads(report.model_dump_json()))))
+    return console.export_text()
+
+
+def test_reports_of_recipes_that_protect_nothing_or_a_part_say_so_first() -> None:
+    nothing: dict[str, Any] = {
+        "label": Label.PRIVATE, "history": history(prompts=None),
+        "candidates": None, "executed": None, "scored": None,
+    }  # fmt: skip
+    unprotected = _shown(finished_job().report(spec=resolve(request_of("nondpft")), receipt=None, **nothing))
+    assert "NO PRIVACY GUARANTEE" in unprotected.split("spent by this job")[0]
+    assert "nothing: there is no privacy mechanism" in unprotected
+    assert "Synthetic code" not in unprotected
+    spec = resolve(request_of("jft", privacy={"target_epsilon": 3.1415}))
+    partly = _shown(finished_job().report(spec=spec, **nothing))
+    assert "DOES NOT COVER" in partly.split("spent by this job")[0]
+    assert "epsilon 3.1415 at delta 1e-5" in partly
+
+
+def test_jobs_and_estimates_without_a_plan(stub: ApiStub, request_file: str) -> None:
+    without = job(recipe="nondpft", plan=None, prompts=None)
+    stub.on("GET", "/v1/jobs", Answer.json(listing(without)))
+    assert "none" in run("jobs").stdout
+    stub.on("GET", "/v1/jobs/job_1", Answer.json(without))
+    assert "NONE: this recipe has no privacy mechanism" in run("show", "job_1").stdout
+    estimate = ESTIMATE | {"plan": None, "epsilon_rdp": None, "signal_to_noise": None, "warnings": ["NO privacy"]}
+    stub.on("POST", "/v1/jobs/estimate", Answer.json(estimate))
+    shown = run("estimate", request_file).stdout
+    assert "NONE" in shown
+    assert "57,600 parameters" in shown
+    assert "! NO privacy" in shown
+
+
+def test_every_stage_has_words_that_fit_the_board() -> None:
+    names = {stage.name for recipe in RECIPES for stage in stages_of(resolve(request_of(recipe)))}
+    names |= {stage.name for stage in stages_of(resolve(request_of("dpft", warm_up=WARM_UP)))}
+    assert set(_PURPOSE) == names
+    assert max(map(len, names)) <= 13
+    assert max(map(len, _PURPOSE.values())) <= 35
 
 
 def test_a_report_of_another_form_is_a_clear_error() -> None:

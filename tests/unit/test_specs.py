@@ -72,7 +72,7 @@ def test_tau_may_be_any_value_of_bertscore(value: float) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("recipe", "dpft"),
+        ("recipe", "dpfx"),
         ("prompt_template", "raw"),
         ("privacy.data_seed", -1),
         ("privacy.data_seed", 2**63),

@@ -25,7 +25,9 @@ class DatasetInfo(Result):
     records: int
 
 
-class PromptsInfo(Result):
+class PublicData(Result):
+    """A public data set: prompts, or the pairs of a warm-up."""
+
     id: str
     name: str
 
@@ -39,8 +41,8 @@ class StageInfo(Result):
 
 
 class Budget(Result):
-    """The data set's budget. ``epsilon_spent`` is for the jobs that have ended; what is in neither it nor
-    ``epsilon_left`` is reserved by running jobs, this one included."""
+    """The data set's budget. ``epsilon_spent`` is for the mechanisms that have ended, this job's included; what
+    is in neither it nor ``epsilon_left`` is reserved by running jobs."""
 
     epsilon: float
     delta: float
@@ -49,8 +51,11 @@ class Budget(Result):
 
 
 class History(Result):
+    """``prompts`` and ``warm_up`` are None in a job that has none."""
+
     job: JobInfo
     dataset: DatasetInfo
-    prompts: PromptsInfo
+    prompts: PublicData | None
+    warm_up: PublicData | None
     stages: Sequence[StageInfo]
     budget: Budget

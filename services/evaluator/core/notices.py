@@ -16,20 +16,20 @@ class Notice(Result):
 
 
 def notices(
-    *, spec: JobSpec, history: History, receipt: PrivacyReceipt, evaluation: Evaluation, audit: CanaryAudit
+    *, spec: JobSpec, history: History, receipt: PrivacyReceipt | None, evaluation: Evaluation, audit: CanaryAudit
 ) -> list[Notice]:
     """The warnings of a run, the weightiest first."""
     return [
         *_leakage(audit),
-        *_privacy(receipt),
+        *([] if receipt is None else _privacy(receipt)),
         *_utility(spec, receipt, evaluation),
-        *_assumptions(history, receipt),
+        *_assumptions(spec, history, receipt),
     ]
 
 
 def _leakage(audit: CanaryAudit) -> list[Notice]:
     if not audit.injected:
-        return [Notice(code="no_canaries", text=statements.canaries(audit))]
+        return [Notice(code="no_canaries", text=statements.NO_CANARIES)]
     if audit.leakage.successes:
         text = f"Planted canaries leaked: {statements.rate(audit.leakage)}. Don't release before this is understood."
         return [Notice(code="canaries_leaked", text=text)]
@@ -68,9 +68,9 @@ def _privacy(receipt: PrivacyReceipt) -> list[Notice]:
     return found
 
 
-def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> list[Notice]:
+def _utility(spec: JobSpec, receipt: PrivacyReceipt | None, evaluation: Evaluation) -> list[Notice]:
     found = []
-    noise = statements.signal_to_noise(receipt)
+    noise = None if receipt is None else statements.signal_to_noise(receipt)
     if noise is not None:
         found.append(Notice(code="noise_outweighs_signal", text=noise))
     excluded = sum(score.pass_at_1.excluded for score in evaluation.scores)
@@ -92,15 +92,34 @@ def _utility(spec: JobSpec, receipt: PrivacyReceipt, evaluation: Evaluation) -> 
     return found
 
 
-def _assumptions(history: History, receipt: PrivacyReceipt) -> list[Notice]:
-    found = [
-        Notice(
-            code="prompts_asserted_public",
-            text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing here "
-            "protects them.",
+def _assumptions(spec: JobSpec, history: History, receipt: PrivacyReceipt | None) -> list[Notice]:
+    found = []
+    if history.prompts is not None:
+        found.append(
+            Notice(
+                code="prompts_asserted_public",
+                text=f"The prompts ({history.prompts.name}) were declared public by whoever uploaded them. Nothing "
+                "here protects them.",
+            )
         )
-    ]
-    if receipt.canaries:
+    if history.warm_up is not None:
+        found.append(
+            Notice(
+                code="warm_up_asserted_public",
+                text=f"Before any budget was spent, {spec.models['sanitize.model']} was fine-tuned without privacy on "
+                f"{history.warm_up.name}, which was declared public by whoever uploaded it. Nothing here protects it, "
+                "and a part of what the model learned may come from it.",
+            )
+        )
+    if spec.rows_of_job is not None:
+        found.append(
+            Notice(
+                code="rows_limited",
+                text="Trained only on those rows of the data set whose problems came through the filters of job "
+                f"{spec.rows_of_job}. How many those are is not protected.",
+            )
+        )
+    if receipt is not None and receipt.canaries:
         found.append(
             Notice(
                 code="canaries_planted",

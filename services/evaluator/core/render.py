@@ -47,8 +47,6 @@ def render_html(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         receipt=report.guarantee.receipt,
-        plan=report.guarantee.receipt.plan,
-        funnel=report.candidates.funnel,
         reasons=REASONS,
         scale_of=_scale,
     )

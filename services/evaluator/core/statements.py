@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from privcode.results import BenchmarkScore, CanaryAudit, PrivacyReceipt, Rate, SamplerEvidence
 
@@ -50,6 +51,31 @@ def sampler(evidence: SamplerEvidence) -> str:
     )
 
 
+def no_guarantee() -> str:
+    return (
+        "This job gives NO PRIVACY GUARANTEE. The model was fine-tuned on the private data without differential "
+        "privacy: it may repeat any record word for word. Nothing of it may be released. It is an upper bound, "
+        "to compare others with."
+    )
+
+
+def partial_guarantee(receipt: PrivacyReceipt) -> str:
+    epsilon, delta = round_up(receipt.epsilon_spent), exact(receipt.plan.target_delta)
+    return (
+        "The guarantee of the training with differential privacy DOES NOT COVER the training before it: that one used "
+        "the masked private data without privacy, and masking removes only what it recognises. So nothing of this job "
+        f"may be released. For the second training alone epsilon = {epsilon} at delta = {delta} holds; the budget is "
+        "charged for it."
+    )
+
+
+def no_filters() -> str:
+    return (
+        "Nothing was filtered: no candidate was executed, none was compared with its prompt. Every one with a complete "
+        "code block was kept, whether it works or not."
+    )
+
+
 def signal_to_noise(receipt: PrivacyReceipt) -> str | None:
     """A warning where the noise is larger than the largest possible signal, else None."""
     if receipt.signal_to_noise >= 1:
@@ -84,15 +110,24 @@ def comparison(*, base: BenchmarkScore, tuned: BenchmarkScore) -> str:
     return f"{scores}: the 95 % intervals do not overlap; the tuned model is {direction}."
 
 
-def canaries(audit: CanaryAudit) -> str:
+NO_CANARIES: Final = (
+    "No canaries were planted, so this run says nothing about leakage. A canary_rate of 1 or more plants them."
+)
+
+
+def canaries(audit: CanaryAudit, *, guaranteed: bool) -> str:
+    """What the audit's rate says; ``guaranteed``: whether the accounting says anything about the audited models."""
     if not audit.injected:
-        return (
-            "No canaries were planted, so this run says nothing about leakage. A canary_rate of 1 or more plants them."
-        )
+        return NO_CANARIES
     return (
         f"{audit.leakage.successes} of {audit.leakage.n} planted canaries were found, each planted "
         f"{'once' if audit.canary_rate == 1 else f'{audit.canary_rate} times'} and asked for with {audit.prompts} "
         f"prompts of {audit.samples_per_prompt} samples per model. "
         f"So few canaries prove little: the true rate may be anything up to "
-        f"{percent(audit.leakage.high)} (95 % interval). The guarantee rests on the accounting, not on this test."
+        f"{percent(audit.leakage.high)} (95 % interval). "
+        + (
+            "The guarantee rests on the accounting, not on this test."
+            if guaranteed
+            else "No guarantee stands behind it: what this test does not find may leak all the same."
+        )
     )

@@ -1,4 +1,4 @@
-"""Ordinary LoRA fine-tuning of the premium model: its data are differentially private already."""
+"""Ordinary LoRA fine-tuning, without any privacy of its own: as private as its data and its base are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from peft import PeftModel
 
 from privcode.errors import StageFailed
-from privcode.specs import BoostSpec
-from services.trainer.core.lora import trainable
+from privcode.specs import FinetuneSpec
+from services.trainer.core.fused_elementwise import fuse_elementwise
+from services.trainer.core.fused_lora import fuse
+from services.trainer.core.lora import lora_layers, trainable
 from services.trainer.core.privsa import per_example_loss
 from services.trainer.core.schedule import learning_rate_at
 from services.trainer.core.sequences import TokenSequence, collate, micro_batches
@@ -19,21 +21,23 @@ def finetune(
     model: PeftModel,
     sequences: Sequence[TokenSequence],
     *,
-    spec: BoostSpec,
+    spec: FinetuneSpec,
     micro_batch: int,
     on_step: Callable[[int], None],
 ) -> None:
     """Take ``spec.steps`` AdamW steps on the mean cross-entropy of ``spec.batch`` examples, with the loss mask of the
     private stage. Changes the adapter in place; ``on_step`` gets the number of steps done.
 
-    Raises :class:`StageFailed` (``no_synthetic_data``) if no sequence has an answer token.
+    Raises :class:`StageFailed` (``no_training_data``) if no sequence has an answer token.
     """
     usable = [sequence for sequence in sequences if bool(sequence.answer.any())]
     if not usable:
-        raise StageFailed("no synthetic example is left to train on", code="no_synthetic_data")
+        raise StageFailed("no example is left to train on: each prompt fills seq_length", code="no_training_data")
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     draws = _shuffled(len(usable), seed=spec.seed)
-    model.train()
+    for layer in lora_layers(model):
+        fuse(layer, None)
+    fuse_elementwise(model)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         for step in range(spec.steps):
@@ -49,7 +53,6 @@ def finetune(
             optimizer.step()
             optimizer.zero_grad()
             on_step(step + 1)
-    model.eval()
 
 
 def _shuffled(size: int, *, seed: int) -> Iterator[int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from privcode.results import ExecutedCandidate, Outcome, ScoredCandidate, SyntheticPair
+from privcode.code_blocks import first_code_block
+from privcode.results import Candidate, ExecutedCandidate, Outcome, ScoredCandidate, SyntheticPair
 
 
 def passed(candidates: Sequence[ExecutedCandidate]) -> list[ExecutedCandidate]:
@@ -44,4 +45,14 @@ def synthetic_pairs(
         SyntheticPair(problem=candidate.problem, solution=candidate.code, lang=candidate.language)
         for candidate, verdict in zip(candidates, verdicts, strict=True)
         if verdict.kept
+    ]
+
+
+def unfiltered_pairs(candidates: Sequence[Candidate]) -> list[SyntheticPair]:
+    """What is kept where nothing is filtered: the first code block of each candidate that has one, run or not."""
+    blocks = [(candidate, first_code_block(candidate.completion)) for candidate in candidates]
+    return [
+        SyntheticPair(problem=candidate.problem, solution=block.code, lang=block.language)
+        for candidate, block in blocks
+        if block is not None
     ]

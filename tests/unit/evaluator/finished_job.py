@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from privcode.presets import resolve
+from privcode.recipes import Label
 from privcode.results import (
     BenchmarkScore,
     CanaryAudit,
@@ -20,7 +21,7 @@ from privcode.results import (
     ScoredCandidate,
     wilson,
 )
-from privcode.specs import JobSpec
+from privcode.specs import JobSpec, PrivacySpec
 from services.evaluator.core.history import History
 from services.evaluator.core.report import Report, build_report
 
@@ -47,8 +48,8 @@ def job_spec(**privacy: Any) -> JobSpec:
 
 def receipt(spec: JobSpec, **others: Any) -> PrivacyReceipt:
     plan = PrivacyPlan(
-        target_epsilon=spec.privacy.target_epsilon,
-        target_delta=spec.privacy.target_delta,
+        target_epsilon=spec.section(PrivacySpec).target_epsilon,
+        target_delta=spec.section(PrivacySpec).target_delta,
         records=597,
         expected_batch=16,
         sample_rate=16 / 597,
@@ -63,8 +64,8 @@ def receipt(spec: JobSpec, **others: Any) -> PrivacyReceipt:
     values: dict[str, Any] = {
         "plan": plan,
         "steps_taken": 4,
-        "epsilon_spent": spec.privacy.target_epsilon - 3e-5,
-        "epsilon_rdp": spec.privacy.target_epsilon * 1.23,
+        "epsilon_spent": spec.section(PrivacySpec).target_epsilon - 3e-5,
+        "epsilon_rdp": spec.section(PrivacySpec).target_epsilon * 1.23,
         "unit": "one record",
         "canaries": 5,
         "sampling_seed": "secret",
@@ -139,6 +140,7 @@ def history(**others: Any) -> History:
         "job": {"id": "job_01k7c9x2q4", "created_at": 1763852400, "recipe": "privcode", "preset": "demo"},
         "dataset": {"id": "ds_1", "name": "payments-core", "records": 592},
         "prompts": {"id": "ds_2", "name": "public-prompts"},
+        "warm_up": None,
         "stages": [{"name": name, "seconds": seconds, "metrics": {}} for name, seconds in STAGES.items()],
         "budget": {"epsilon": 10.0, "delta": 1e-5, "epsilon_spent": 2.1, "epsilon_left": 3.6},
     }
@@ -151,6 +153,8 @@ def finished_job() -> Finished:
     return Finished(
         {
             "spec": spec,
+            "label": Label.DP,
+            "synthetic": None,
             "history": history(),
             "receipt": receipt(spec),
             "evaluation": evaluation(base=2, tuned=3),

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from privcode.errors import StageFailed
-from privcode.results import Outcome
+from privcode.presets import resolve
+from privcode.recipes import Label
+from privcode.results import Outcome, SyntheticPair
 from services.evaluator.core.audit import no_audit
 from services.evaluator.core.history import History
 from services.evaluator.core.render import REASONS, render_html
 from services.evaluator.core.report import LABELS, Report
 from services.evaluator.core.statements import exact, round_up
+from tests.recipes import WARM_UP, request_of
 
 
 def _codes(report: Report) -> list[str]:
@@ -55,6 +58,92 @@ def test_a_funnel_in_which_nothing_ran(finished: Finished) -> None:
 
 def test_every_reason_for_loss_has_words() -> None:
     assert set(REASONS) == {outcome.value for outcome in Outcome} - {"passed"} | {"no_description", "below_tau"}
+
+
+def _without_filters(finished: Finished, *, kept: int) -> Report:
+    pair = SyntheticPair(problem=SECRET, solution=SECRET, lang="python")
+    spec = resolve(request_of("nopostprocess", privacy={"target_epsilon": 3.1415}))
+    return finished.report(spec=spec, executed=None, scored=None, synthetic=[pair] * kept)
+
+
+def test_without_filters_the_one_loss_is_an_answer_without_code(finished: Finished) -> None:
+    report = _without_filters(finished, kept=24)
+    assert report.candidates
+    funnel = report.candidates.funnel
+    assert (funnel.candidates, funnel.ran, funnel.described, funnel.kept) == (32, None, None, 24)
+    assert funnel.lost == {"no_code": 8}
+    assert "Nothing was filtered" in report.candidates.execution_filter
+    page = render_html(report)
+    assert "Nothing was filtered" in page
+    assert "Described" not in page
+    assert "τ" not in page
+    with pytest.raises(StageFailed, match="synthetic pairs"):
+        _without_filters(finished, kept=33)
+
+
+NOTHING_SYNTHESIZED = {"candidates": None, "executed": None, "scored": None, "synthetic": None}
+
+
+def _first_lines(page: str) -> str:
+    """What a reader sees before the first figure."""
+    return page[page.index("<body>") : page.index('<div class="tiles">')]
+
+
+def test_a_report_without_a_mechanism_begins_with_that(finished: Finished) -> None:
+    report = finished.report(
+        spec=resolve(request_of("nondpft")), receipt=None, label=Label.PRIVATE, history=history(prompts=None),
+        **NOTHING_SYNTHESIZED,
+    )  # fmt: skip
+    assert report.guarantee.model_dump() | {"statement": ""} == {
+        "covers": "nothing", "target_epsilon": None, "target_delta": None, "receipt": None, "statement": "",
+    }  # fmt: skip
+    assert (report.label, report.candidates, report.prompts) == ("private", None, None)
+    assert {part: figure.label for part, figure in report.labels.items()} == {
+        "guarantee": "public", "quality": "private", "audit": "private", "budget": "public", "stages": "operational",
+    }  # fmt: skip
+    page = render_html(report)
+    assert "NO PRIVACY GUARANTEE" in _first_lines(page)
+    for words in ("ε 0", "of target", "noise_multiplier", "Synthetic pairs", "candidates", "rests on the accounting"):
+        assert words not in page, words
+    assert not {"noise_outweighs_signal", "prompts_asserted_public", "canaries_planted"} & set(_codes(report))
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_a_report_of_two_trainings_says_which_one_is_covered(finished: Finished) -> None:
+    spec = resolve(request_of("jft", privacy={"target_epsilon": 3.1415}))
+    report = finished.report(spec=spec, label=Label.PRIVATE, history=history(prompts=None), **NOTHING_SYNTHESIZED)
+    assert (report.guarantee.covers, report.guarantee.target_epsilon) == ("last_training", 3.1415)
+    page = render_html(report)
+    assert "DOES NOT COVER" in _first_lines(page)
+    assert "whatever models and data this job releases" not in page
+    assert "ε 3.1415" in page
+    assert "second training alone" in page
+
+
+def test_a_released_report_has_no_alert(finished: Finished) -> None:
+    report = finished.report()
+    assert (report.guarantee.covers, report.label) == ("released", "dp")
+    assert 'role="alert"' not in render_html(report)
+
+
+def test_recipe_warm_up_and_limited_rows_are_named(finished: Finished) -> None:
+    spec = resolve(request_of("dpft", privacy={"target_epsilon": 3.1415}, rows_of_job="job_2", warm_up=WARM_UP))
+    report = finished.report(
+        spec=spec, history=history(prompts=None, warm_up={"id": "ds_3", "name": "open-pairs"}), **NOTHING_SYNTHESIZED
+    )
+    assert (report.rows_of_job, report.warm_up and report.warm_up.name) == ("job_2", "open-pairs")
+    assert {"rows_limited", "warm_up_asserted_public"} <= set(_codes(report))
+    first = _first_lines(render_html(report))
+    for words in (report.recipe, "job_2", "open-pairs"):
+        assert words in first, words
+
+
+@pytest.mark.parametrize("recipe", ["privcode", "nondpft"])
+def test_a_receipt_where_there_is_no_target_is_refused_and_the_other_way_round(finished: Finished, recipe: str) -> None:
+    given = receipt(finished.inputs["spec"]) if recipe == "nondpft" else None
+    with pytest.raises(StageFailed) as raised:
+        finished.report(spec=resolve(request_of(recipe)), receipt=given)
+    assert raised.value.code == "inconsistent_artifacts"
 
 
 def test_artifacts_that_do_not_belong_together_are_refused(finished: Finished) -> None:
@@ -183,7 +272,10 @@ def test_nothing_private_in_the_report(finished: Finished) -> None:
 
 
 def test_each_part_with_figures_has_a_label() -> None:
-    texts = {"schema_version", "job", "dataset", "prompts", "models", "warnings", "labels"}
+    texts = {
+        "schema_version", "label", "job", "recipe", "dataset", "rows_of_job", "prompts", "warm_up", "models",
+        "warnings", "labels",
+    }  # fmt: skip
     assert set(LABELS) == set(Report.model_fields) - texts
 
 

@@ -14,12 +14,15 @@ from finished_job import Finished
 from pydantic import BaseModel
 
 from privcode.canaries import CanaryKind, make_canaries
+from privcode.presets import resolve
 from privcode.results import CanaryAudit, Evaluation
 from privcode.specs import JobSpec
 from privcode.stage_io import Stage
 from services.evaluator.core.evaluation import EvaluationSample
 from services.evaluator.core.report import Report
 from services.evaluator.stage import audit, evaluate
+from tests.recipes import request_of
+from tests.stages import progress
 
 
 def _spec(finished: Finished, **parts: dict[str, Any]) -> JobSpec:
@@ -133,3 +136,21 @@ def test_audit(rate: int, tmp_path: Path, finished: Finished, tiny_llama: Path) 
         assert found == {"password": ["synthetic"]}
         assert (result.leakage.successes, result.leakage.n, result.prompts) == (1, 5, 6)
     assert password.value not in text
+
+
+def test_audit_of_a_recipe_without_a_junior(
+    tmp_path: Path, finished: Finished, tiny_llama: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = resolve(
+        request_of("dpft", audit={"canary_rate": 1, "prompts": 3, "samples_per_prompt": 1, "max_new_tokens": 4})
+    )
+    stage = Stage(
+        _folder(
+            tmp_path, "audit", finished=finished, spec=spec, models_dir=tmp_path, socket=tmp_path / "none",
+            inputs={"premium_model": tiny_llama},
+        )
+    )  # fmt: skip
+    audit(stage)
+    result = CanaryAudit.model_validate_json((stage.output("canary_audit") / "canary_audit.json").read_bytes())
+    assert (result.injected, result.prompts, len(result.findings)) == (True, 3, 5)
+    assert progress(capfd.readouterr().out)[-1] == (3, 3), "one model"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from privcode.results import ExecutedCandidate, Outcome
+from privcode.results import Candidate, ExecutedCandidate, Outcome
 from services.validator.core.round_trip import judge, passed, synthetic_pairs
-from services.validator.stage import run_round_trip
+from services.validator.stage import run_collect, run_round_trip
 from tests.stages import metrics, output_rows, progress, stage_folder
 from tests.tiny import SOLUTION
 
@@ -88,3 +88,26 @@ def test_the_stage_with_nothing_that_ran_needs_no_model(tmp_path: Path) -> None:
     run_round_trip(stage)
     assert output_rows(stage, "scored") == output_rows(stage, "synthetic") == []
     assert metrics(stage) == {"described": 0, "kept": 0, "below_tau": 0, "no_description": 0}
+
+
+def test_without_filters_every_answer_with_a_code_block_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers = [
+        "```python\nraise SystemExit(1)\n```", "no code at all", "```rust\nfn main() {}\n```", "```python\nunclosed",
+    ]  # fmt: skip
+    candidates = [
+        Candidate(id=f"c{n}", prompt_index=n, problem=f"p{n}", completion=answer, finish_reason="stop")
+        for n, answer in enumerate(answers)
+    ]
+    stage = stage_folder(
+        tmp_path / "stage", stage="collect", models_dir=tmp_path, inputs={"candidates": candidates},
+        spec={"recipe": "nopostprocess"},
+    )  # fmt: skip
+    run_collect(stage)
+    assert output_rows(stage, "synthetic") == [
+        {"problem": "p0", "solution": "raise SystemExit(1)\n", "lang": "python"},
+        {"problem": "p2", "solution": "fn main() {}\n", "lang": "rust"},
+    ]
+    assert metrics(stage) == {"kept": 2, "no_code": 2}
+    assert progress(capfd.readouterr().out) == [(4, 4)]
