@@ -227,7 +227,14 @@ def _task(
         found = session.query(Stage).filter_by(job_id=job_id, position=stage).one()
         definition = jobs.definition_of(found)
         return _stage_task(
-            session, found, definition, settings, store, Workspace.of(settings.work_dir, found.id), attempt=1
+            session,
+            found,
+            definition,
+            settings,
+            store,
+            Workspace.of(settings.work_dir, found.id),
+            attempt=1,
+            reserved_steps=None,
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # Logits in memory at a time: 32 MiB of them.
-_LOGITS: Final = 2**23
+LOGITS_AT_ONCE: Final = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Targets) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = max(1, _LOGITS // head.out_features)
+        size = max(1, LOGITS_AT_ONCE // head.out_features)
         # Where the structural positions of each slice begin and end in the teacher's.
         before = [0, *targets.structural.cumsum(0).tolist()]
         for start in range(0, len(hidden), size):

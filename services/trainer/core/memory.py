@@ -1,7 +1,7 @@
 """How much memory a private run takes, estimated before anything is loaded, and how much there is.
 
-The estimate is for a Llama-like decoder (RMSNorm, grouped-query attention that never forms the scores, gated MLP) under
-:class:`~services.trainer.core.native_engine.NativeEngine`, in bytes:
+The estimate is for a Llama or Qwen2 decoder (RMSNorm, grouped-query attention that never forms the scores, gated MLP)
+under :class:`~services.trainer.core.native_engine.NativeEngine`, in bytes:
 
     weights      parameters * size of the base type; in int8 the linear layers take 1 byte and the rest 2
     adapter      32 a trainable parameter P: value, clipped sum, noise, noised sum, gradient and AdamW's two moments,
@@ -9,7 +9,8 @@ The estimate is for a Llama-like decoder (RMSNorm, grouped-query attention that 
     gradients    2 * 4 * P * micro_batch: each row's, and once more while rows are joined into units
     activations  what autograd keeps of each layer for each token; with gradient checkpointing the layer's input only,
                  and all of one layer while it is computed again
-    head         16 for each entry of the logits: log p, its gradient, that of the logits, and what KL adds
+    head         16 for each entry of the logits that are in memory at a time: logits and log p, of the student and of
+                 the teacher
     runtime      0.5 GiB for Python, torch and the tokenizer or the CUDA context, and a tenth of the rest for
                  fragments and the allocator's cache
 
@@ -28,6 +29,7 @@ import torch
 from privcode.errors import StageFailed
 from privcode.models import ModelShape
 from privcode.specs import LoraSpec, RuntimeSpec
+from services.trainer.core.head_loss import LOGITS_AT_ONCE
 
 MIB: Final = 2**20
 
@@ -71,7 +73,7 @@ def estimate(shape: ModelShape, lora: LoraSpec, *, runtime: RuntimeSpec, seq_len
         adapter=_ADAPTER_BYTES * trainable,
         gradients=2 * 4 * trainable * runtime.micro_batch,
         activations=tokens * activations,
-        head=_HEAD_BYTES * tokens * shape.vocab_size,
+        head=_HEAD_BYTES * min(tokens * shape.vocab_size, max(LOGITS_AT_ONCE, shape.vocab_size)),
     )
 
 
@@ -105,18 +107,15 @@ def _layer_bytes(shape: ModelShape, lora: LoraSpec, *, size: int) -> int:
     """What autograd keeps of one layer for one token, from counting saved tensors."""
     hidden, wide = shape.hidden_size, shape.intermediate_size
     query, key = shape.query_size, shape.key_size
-    kept = 2 * 4 * hidden  # the inputs of both norms, in float32
+    kept = 2 * (size * hidden + 4)  # the inputs of both norms, and their scales
     kept += 2 * size * (query + key)  # attention: query, key, value, output
-    kept += 3 * size * wide  # MLP: gate before and after its activation, up
+    kept += 2 * size * wide  # MLP: gate before its activation, and up
     kept += 4 * lora.rank * len(lora.target_modules)
     inputs = {"o_proj": query, "down_proj": wide}
     widths = {module: inputs.get(module, hidden) for module in lora.target_modules}
-    if lora.dropout:
-        return kept + sum(2 * 4 * width for width in widths.values())  # the input after dropout, and the mask
-    if size < 4:
-        return kept + sum(4 * width for width in widths.values())  # a float32 copy for each module
     shared = {_SHARED_INPUT[module]: width for module, width in widths.items() if module != "o_proj"}
-    return kept + sum(4 * width for width in shared.values())
+    kept += size * sum(shared.values())
+    return kept + (sum(widths.values()) if lora.dropout else 0)  # dropout's masks, a byte each
 
 
 # Modules that read the same tensor; that of o_proj is attention's output, which is kept anyway.

@@ -41,6 +41,7 @@ class NativeEngine:
     def accumulate(
         self, losses: Tensor, *, rule: ClippingRule, units: Tensor | None = None, unfinished: bool = False
     ) -> ClipCounts:
+        self._gradients.clear()  # of a backward pass that was not ours
         try:
             losses.sum().backward()  # type: ignore[no-untyped-call]
             if len(self._gradients) != len(self._sums):

@@ -23,7 +23,7 @@ from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.sampler import PoissonSampler
 from services.trainer.core.sequences import TokenSequence
 
-ROWS, LENGTH, VOCABULARY = 8, 256, 8192
+ROWS, LENGTH, VOCABULARY, LAYERS, WIDE = 8, 1024, 64, 3, 1024
 
 
 class Recording(NativeEngine):
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=WIDE, num_hidden_layers=LAYERS, num_attention_heads=2
     )
     lora = LoraSpec(rank=2, alpha=4.0, target_modules=("q_proj", "down_proj"))
     first = add_adapter(LlamaForCausalLM(config), lora, seed=0)
@@ -68,8 +68,8 @@ def main(folder: Path) -> None:
             return no_noise(like, std=std)
 
         if micro_batch == ROWS:
-            # Room for the logits of about three rows: log p, its gradient and that of the logits.
-            room = 3 * 3 * 4 * LENGTH * VOCABULARY
+            # Room for about three rows: of each layer the gate, up and their product, and as much in passing.
+            room = 3 * 2 * 3 * 4 * LENGTH * WIDE * LAYERS
             resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes() + room,) * 2)
         keep = folder / str(micro_batch)
         keep.mkdir()

@@ -12,7 +12,6 @@ import torch
 from conftest import randomise
 from peft import PeftModel
 from test_dp_sgd import no_noise, plan_of, run
-from test_trainer_stage import CHECKPOINTING
 from torch import Tensor, nn
 
 from privcode.errors import StageFailed
@@ -37,7 +36,6 @@ def clipped_sum(model: PeftModel, sequences: list[TokenSequence], folder: Path) 
     return torch.cat(seen)
 
 
-@CHECKPOINTING
 def test_checkpointing_gradients_changes_no_gradient(
     adapted: PeftModel, sequences: list[TokenSequence], tmp_path: Path
 ) -> None:

@@ -53,6 +53,8 @@ class Scarce:
         if len(losses) > self._rows:
             if len(self.sizes) % 2:
                 losses[:1].sum().backward()
+                while self._engine._gradients and self._rows == 0:
+                    self._engine._gradients.popitem()  # as the engine's own call would have done
             self._failed = weakref.ref(losses)
             kind, message = self._error
             raise kind(message)

@@ -170,16 +170,13 @@ def test_sanitize_and_merge(bench: Bench, progress: list[dict[str, Any]]) -> Non
 
 
 # The native engine finds its parameters by what backward unpacks, which checkpointing replaces by copies.
-CHECKPOINTING = pytest.mark.xfail(reason="the native engine can't do checkpointing yet", strict=True, raises=KeyError)
-
-
 @pytest.mark.parametrize(
     "runtime",
     [
         {"micro_batch": 16, "checkpoint_every": 100, "generate_batch": 1, "engine": "transformers"},
         {"base_dtype": "bfloat16"},
         {"processes": 2},
-        pytest.param({"gradient_checkpointing": True}, marks=CHECKPOINTING),
+        {"gradient_checkpointing": True},
     ],
     ids=lambda runtime: next(iter(runtime)),
 )
