@@ -23,6 +23,8 @@ check: install-dev  ## lint, types, layering
 
 bench: install-dev sandbox  ## the figures of docs/benchmarks.md; each script prints ratios of one run
 	$(BIN)/python benchmarks/wait_policy.py
+	$(BIN)/python benchmarks/dp_step.py time
+	$(BIN)/python benchmarks/dp_step.py memory
 	$(BIN)/python benchmarks/memory_estimate.py
 	$(BIN)/python benchmarks/cost_model.py
 
