@@ -1,8 +1,8 @@
-"""Where DP fine-tuning starts to learn: SmolLM2-135M on this Python's standard library, for docs/choosing-epsilon.md.
+"""Where DP fine-tuning starts to learn: SmolLM2-135M on this Python's standard library.
 
 ``python benchmarks/choosing_epsilon.py run [--epsilon 4 …]``   one private run; prints a JSON line
-``python benchmarks/choosing_epsilon.py study RESULTS``         the runs of the page, two at a time, appended to RESULTS
-``python benchmarks/choosing_epsilon.py plot RESULTS PNG``      the page's picture and its table
+``python benchmarks/choosing_epsilon.py study RESULTS``         the study, two runs at a time, appended to RESULTS
+``python benchmarks/choosing_epsilon.py plot RESULTS PNG``      a picture and a table of them
 
 Three quarters of the library are the private records, and modules of the other quarter the held-out public rows, whose
 mean loss is taken before and after. The loop, the sampler, the noise and the accountant are the service's own.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,12 +24,10 @@ from typing import Any, Final
 
 import torch
 from peft import PeftModel
+from stdlib_rows import stdlib_rows
 
 from lm.models import load_model, load_tokenizer, resolve_model
 from privcode.accounting import make_plan, signal_to_noise
-from privcode.demo_data import write_stdlib_archives
-from privcode.ingest import IngestRequest
-from privcode.ingest.pipeline import ingest
 from privcode.specs import LoraSpec, PrivacySpec, PrivSASpec, SanitizeSpec
 from services.trainer.core.checkpoint import CheckpointFile, StepCounter
 from services.trainer.core.dp_sgd import train
@@ -58,7 +57,7 @@ _STUDY: Final[tuple[dict[str, Any], ...]] = (
     {"modules": "all", "rank": 16, "learning-rate": 1e-3},
     {"epsilon": 1.0},
     {"epsilon": 8.0},
-    {"epsilon": 1000.0},
+    {"epsilon": 100.0},
     {"learning-rate": 1e-3},
     {"rank": 4},
     {"privsa": "exponential"},
@@ -138,9 +137,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def study(results: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
     def one(change: dict[str, Any]) -> None:
         arguments = [f"--{name}={value}" for name, value in change.items()]
-        done = subprocess.run([sys.executable, __file__, "run", *arguments], stdout=subprocess.PIPE, check=True)
+        command = [sys.executable, __file__, "run", *arguments]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         with results.open("ab") as file:
             file.write(done.stdout)
 
@@ -164,7 +166,7 @@ def plot(results: Path, picture: Path) -> None:
             "{epsilon:g} | {noise_multiplier} | {signal_to_noise} | {loss_before} → {loss_after} |".format(**one)
         )
         axis.plot(
-            one["signal_to_noise"], one["loss_after"], "o", color="tab:blue" if one["epsilon"] < 100 else "tab:gray"
+            one["signal_to_noise"], one["loss_after"], "o", color="tab:blue" if one["epsilon"] < 50 else "tab:gray"
         )
         axis.annotate(
             f"{one['modules']} r{one['rank']}, B {one['batch']}, ε {one['epsilon']:g}",
@@ -183,27 +185,17 @@ def _sequences(folder: str) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """Private and held-out sequences that fit whole."""
     tokenizer = load_tokenizer(folder)
     found = []
-    with tempfile.TemporaryDirectory() as work:
-        archives = write_stdlib_archives(Path(work))
-        for archive, visibility in ((archives.private, "private"), (archives.public, "public")):
-            output = Path(work) / "rows.jsonl"
-            request = IngestRequest(
-                format="archive", kind="pairs", visibility=visibility, min_solution_chars=60,
-                max_solution_chars=400, max_problem_chars=300, include_methods=True,
-            )  # fmt: skip
-            ingest(archive, request=request, output=output)
-            rows = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-            made = [
-                make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=_SEQ_LENGTH + 1) for row in rows
-            ]
-            found.append([sequence for sequence in made if len(sequence) <= _SEQ_LENGTH])
+    for visibility in ("private", "public"):
+        rows = stdlib_rows(visibility, max_problem_chars=300, max_solution_chars=400)
+        made = [make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=_SEQ_LENGTH + 1) for row in rows]
+        found.append([sequence for sequence in made if len(sequence) <= _SEQ_LENGTH])
     private, public = found
     return private, public[:: max(1, len(public) // _HELD_OUT)][:_HELD_OUT]
 
 
 @torch.no_grad()
 def _loss(model: PeftModel, sequences: list[TokenSequence]) -> float:
-    """Mean cross-entropy of the answers, in nats a token."""
+    """Mean over the sequences of the mean cross-entropy of an answer token, in nats."""
     losses: list[float] = []
     for rows in micro_batches([[sequence] for sequence in sequences], size=8):
         losses += per_example_loss(model, collate(rows, device=torch.device("cpu")), kl_weight=0.0).tolist()

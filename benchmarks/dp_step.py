@@ -29,13 +29,11 @@ from typing import Final
 
 import torch
 from peft import PeftModel
+from stdlib_rows import stdlib_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lm.models import load_tokenizer, resolve_model
-from privcode.demo_data import write_stdlib_archives
-from privcode.ingest import IngestRequest
-from privcode.ingest.pipeline import ingest
 from privcode.specs import LoraSpec
 from services.trainer.core.engine import ClippingRule, PerExampleEngine
 from services.trainer.core.engines import make_engine
@@ -364,7 +362,7 @@ def stdlib_batches(
     answer = round(answers * length)
     rows = _ROWS if (length, micro_batch) == (_LENGTH, _MICRO_BATCH) else micro_batch
     cut = []
-    for row in _stdlib_rows():
+    for row in stdlib_rows("public", max_problem_chars=100_000, max_solution_chars=100_000):
         whole = make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=8192)
         first = int(whole.answer.int().argmax())
         if first >= length - answer and len(whole) - first >= answer:
@@ -376,18 +374,6 @@ def stdlib_batches(
             break
     assert len(cut) == rows, f"only {len(cut)} functions are long enough"
     return _collated(micro_batches([[sequence] for sequence in cut], size=micro_batch))
-
-
-def _stdlib_rows() -> list[dict[str, str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        archives = write_stdlib_archives(Path(folder))
-        output = Path(folder) / "rows.jsonl"
-        request = IngestRequest(
-            format="archive", kind="pairs", visibility="public", max_solution_chars=100_000,
-            max_problem_chars=100_000, include_methods=True,
-        )  # fmt: skip
-        ingest(archives.private, request=request, output=output)
-        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":
