@@ -17,18 +17,15 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from privcode.cli import app
-from privcode.cli.home import NoCredentials, connect, lock_home
 from privcode.cli.report_view import read_report, report_view
-from privcode.cli.stage_board import _PURPOSE, StageBoard, duration
 from privcode.cli.views import left, number, spent
-from privcode.demo import _clear
-from privcode.errors import Conflict, PrivCodeError
+from privcode.errors import PrivCodeError
 from privcode.presets import resolve
-from privcode.recipes import PRIVCODE, RECIPES, Label, stages_of
+from privcode.recipes import Label
 from privcode.results import wilson
 from services.evaluator.core.report import Report
 from tests.api_stub import Answer, ApiStub, event, job, listing, plan, running_stub
-from tests.recipes import WARM_UP, request_of
+from tests.recipes import request_of
 from tests.unit.evaluator.finished_job import finished_job, history
 
 EVENTS = "/v1/jobs/job_1/events"
@@ -336,102 +333,7 @@ def test_jobs_and_estimates_without_a_plan(stub: ApiStub, request_file: str) -> 
     assert "! NO privacy" in shown
 
 
-def test_every_stage_has_words_that_fit_the_board() -> None:
-    names = {stage.name for recipe in RECIPES for stage in stages_of(resolve(request_of(recipe)))}
-    names |= {stage.name for stage in stages_of(resolve(request_of("dpft", warm_up=WARM_UP)))}
-    assert set(_PURPOSE) == names
-    assert max(map(len, names)) <= 13
-    assert max(map(len, _PURPOSE.values())) <= 35
-
-
 def test_a_report_of_another_form_is_a_clear_error() -> None:
     with pytest.raises(PrivCodeError) as failed:
         read_report({"schema_version": 99})
     assert failed.value.code == "unknown_report"
-
-
-def test_the_board_fits_80_columns_and_shows_each_stage_once() -> None:
-    board = StageBoard([stage.name for stage in PRIVCODE], clock=lambda: 100.0)
-    for number_, (type_, data) in enumerate(
-        [
-            ("stage.running", {"stage": "sanitize"}),
-            ("stage.progress", {"stage": "sanitize", "done": 3, "total": 4, "note": "a note " * 20}),
-            ("stage.succeeded", {"stage": "sanitize", "metrics": {}}),
-            ("stage.running", {"stage": "merge_junior"}),
-            ("stage.failed", {"stage": "merge_junior", "code": "stage_crashed"}),
-            ("stage.skipped", {"stage": "synthesize"}),
-            ("stage.running", {"stage": "audit"}),
-            ("job.failed", {"code": "stage_crashed", "message": "x"}),
-            ("stage.running", {"stage": "of a newer server"}),
-            ("something.new", {}),
-        ],
-        start=1,
-    ):
-        board.update(event(number_, type_, **data))
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(board)
-    lines = console.export_text().splitlines()
-    assert [line.split()[1] for line in lines] == [stage.name for stage in PRIVCODE]
-    assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("✓")
-    assert "3/4" in lines[0]
-    assert "✗" in lines[1]
-    assert "stage_crashed" in lines[1]
-    assert "1:33" in lines[8], "a running stage's time is measured to now"
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3787, "1:03:07")])
-def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
-
-
-def test_a_home_that_is_given_wins_over_the_environment(tmp_path: Path) -> None:
-    (tmp_path / "credentials.json").write_text('{"url": "http://127.0.0.1:1", "api_key": "pc_x_y"}')
-    environment = {"PRIVCODE_URL": "http://elsewhere", "PRIVCODE_API_KEY": "k"}
-    assert connect(tmp_path, environment).url == "http://127.0.0.1:1"
-    assert connect(None, environment).url == "http://elsewhere"
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"url": "http://x"}'])
-def test_missing_or_broken_credentials_are_a_clear_error(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "credentials.json").write_text(content)
-    with pytest.raises(NoCredentials, match=r"credentials\.json"):
-        connect(tmp_path, {})
-
-
-@pytest.mark.parametrize("given", ["PRIVCODE_URL", "PRIVCODE_API_KEY"])
-def test_half_of_the_environment_is_an_error(given: str) -> None:
-    with pytest.raises(NoCredentials, match="go together"):
-        connect(None, {given: "x"})
-
-
-def test_one_process_per_home(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c",
-         "import sys; from pathlib import Path; from privcode.cli.home import lock_home\n"
-         "with lock_home(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()", str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert holder.stdout
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(Conflict) as refused, lock_home(tmp_path):
-        pass
-    assert refused.value.code == "home_in_use"
-    assert run("demo", "--home", str(tmp_path)).exit_code == 1
-    holder.kill()
-    holder.communicate()
-    with lock_home(tmp_path):
-        pass
-
-
-def test_the_demo_starts_afresh_but_keeps_the_models(tmp_path: Path) -> None:
-    for name in ("postgres/PG_VERSION", "volume/artifacts/a", "volume/work/w", "volume/models/m", "report.html",
-                 "logs/api.log"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "credentials.json").touch()
-    _clear(tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
-        "volume/models/m", "report.html",
-    }  # fmt: skip

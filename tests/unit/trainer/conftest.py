@@ -6,42 +6,25 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from stage_bench import Bench
+from tiny_lora import ALL_LINEAR, ROWS, randomise
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from privcode import stage_io
 from privcode.specs import LoraSpec
-from services.trainer.core.lora import add_adapter, trainable
+from services.trainer.core.lora import add_adapter
 from services.trainer.core.sequences import TokenSequence, make_sequence
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-ROWS = [
-    {
-        "problem": "Add two numbers.",
-        "solution": "def add(a, b):\n    return a + b\n",
-        "lang": "python",
-    },
-    {
-        "problem": "Sum of the even numbers of a list, zero where there is none.",
-        "solution": "def even(xs):\n    n = 0\n    for x in xs:\n        if x % 2 == 0:\n            n += x\n",
-        "lang": "python",
-    },
-    {"problem": "Say hello.", "solution": "print('hello')", "lang": "python"},
-    {
-        "problem": "A counter.",
-        "solution": "class Counter:\n    n = 0\n\n    def up(self):\n        self.n += 1\n",
-        "lang": "python",
-    },
-    {"problem": "Wait.", "solution": "while busy():\n    pass", "lang": "python"},
-]
 
 
 @pytest.fixture(scope="session")
@@ -75,14 +58,6 @@ def llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
-def randomise(model: PeftModel, *, seed: int = 1, std: float = 0.2) -> None:
-    """Give the adapter an effect: B begins as zero, and then A has no gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trainable(model).values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
-
 @pytest.fixture
 def adapted(llama: LlamaForCausalLM) -> PeftModel:
     """Rank 2 on all seven modules, with an adapter that does something."""
@@ -107,3 +82,15 @@ def model_folder(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tm
         return folder
 
     return save
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(stage_io, "_emit", messages.append)
+    return messages
+
+
+@pytest.fixture
+def bench(tmp_path: Path, model_folder: Callable[[str], Path], progress: list[dict[str, Any]]) -> Bench:  # noqa: ARG001
+    return Bench(tmp_path, model_folder("tiny").parent)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL_LINEAR, randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from tiny_lora import ALL_LINEAR, batch_of, randomise
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,18 +22,13 @@ from services.trainer.core.engine import ClippingRule
 from services.trainer.core.lora import add_adapter, lora_layers, trainable
 from services.trainer.core.native_engine import NativeEngine
 from services.trainer.core.privsa import per_example_loss
-from services.trainer.core.sequences import Batch, Row, TokenSequence, collate, micro_batches
+from services.trainer.core.sequences import TokenSequence, collate, micro_batches
 
 CPU = torch.device("cpu")
 
 
 def flat_rule(max_grad_norm: float) -> ClippingRule:
     return ClippingRule(max_grad_norm=max_grad_norm, style="flat")
-
-
-def batch_of(sequences: list[TokenSequence]) -> Batch:
-    """Each sequence a unit of its own, in their order."""
-    return collate([Row(sequence=one, unit=number, weight=1.0) for number, one in enumerate(sequences)], device=CPU)
 
 
 def brute_force(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_values_and_gradients_are_transformers_own(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("make", [lambda: GemmaRMSNorm(24), lambda: GemmaMLP(GemmaConfig(**SHAPE))])
-def test_other_formulas_stay_as_they_are(make: type[nn.Module]) -> None:
+def test_other_formulas_stay_as_they_are(make: Callable[[], nn.Module]) -> None:
     module = frozen(make())
     fuse_elementwise(module)
     assert "forward" not in vars(module)

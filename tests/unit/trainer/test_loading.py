@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
 from peft import PeftModel
 from test_dp_sgd import no_noise, plan_of, run
+from tiny_lora import randomise
 from torch import Tensor, nn
 
 from privcode.errors import StageFailed

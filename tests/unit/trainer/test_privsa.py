@@ -5,20 +5,16 @@ import math
 import pytest
 import torch
 from peft import PeftModel
+from tiny_lora import batch_of
 from transformers import LlamaForCausalLM
 
 from privcode.errors import StageFailed
 from privcode.specs import LoraSpec, PrivSASpec
 from services.trainer.core.lora import add_adapter, trainable
 from services.trainer.core.privsa import lambda_at, per_example_loss, require_plain_head
-from services.trainer.core.sequences import Batch, Row, TokenSequence, collate
+from services.trainer.core.sequences import TokenSequence
 
 CPU = torch.device("cpu")
-
-
-def batch_of(sequences: list[TokenSequence]) -> Batch:
-    """Each sequence a unit of its own, in their order."""
-    return collate([Row(sequence=one, unit=number, weight=1.0) for number, one in enumerate(sequences)], device=CPU)
 
 
 def test_loss_is_the_definition(adapted: PeftModel, sequences: list[TokenSequence]) -> None:

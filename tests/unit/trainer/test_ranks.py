@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROWS
-from test_trainer_stage import PRIVATE, Bench, receipt_of, spec_with
+from stage_bench import PRIVATE, Bench, receipt_of, spec_with
+from tiny_lora import ROWS
 
 from privcode.errors import StageFailed
 from services.trainer.core.checkpoint import TrainingLog

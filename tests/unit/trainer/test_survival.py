@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from test_trainer_stage import PRIVATE, Bench, receipt_of, spec_with
+from stage_bench import PRIVATE, Bench, receipt_of, spec_with
 
 from privcode.accounting import epsilon_pld
 

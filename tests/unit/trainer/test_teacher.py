@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from test_privsa import batch_of
+from tiny_lora import batch_of
 
 from services.trainer.core.sequences import Batch, TokenSequence
 from services.trainer.core.teacher import CachedTeacher, InlineTeacher, hidden_states
