@@ -220,6 +220,24 @@ def test_the_rows_of_a_job_are_the_plans_records(client: TestClient, data: Simpl
     assert problem(client, {**body, "privacy": limit})[1] == "batch_exceeds_records"
 
 
+def test_the_units_of_a_job_are_those_of_its_rows(
+    client: TestClient, data: SimpleNamespace, kept: Any, sessions: SessionFactory, store: ArtifactStore
+) -> None:
+    rows = [{**row, "unit_id": f"author {number // 4}"} for number, row in enumerate(PAIRS)]
+    with transaction(sessions) as session:
+        tenant = session.get_one(Dataset, data.dataset).tenant_id
+        authors = add_dataset(session, tenant, visibility="private")
+        dataset = session.get_one(Dataset, authors)
+        dataset.rows, dataset.units = len(rows), 10
+        add_artifact(session, store, tenant, rows, kind="dataset", label="private", dataset_id=authors)
+    # All of authors 0 to 4, and one row of author 5.
+    source = kept(PAIRS[:21])
+    privacy = {"target_epsilon": 0.5, "expected_batch": 4, "max_records_per_unit": 2}
+    body = request("dpft", data, rows_of_job=source, privacy=privacy) | {"dataset": authors}
+    plan = client.post("/v1/jobs/estimate", json=body).json()["plan"]
+    assert (plan["unit"], plan["records"], plan["units"]) == ("unit_id", 21 + planted_count(1), 6 + planted_count(1))
+
+
 def _task(
     sessions: SessionFactory, settings: Settings, store: ArtifactStore, job_id: str, *, stage: int = 0
 ) -> StageTask:  # fmt: skip

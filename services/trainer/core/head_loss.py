@@ -6,6 +6,7 @@ softmax - one-hot for the cross-entropy, softmax - softmax_base for KL(base || p
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,16 +19,14 @@ LOGITS_AT_ONCE: Final = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What is wanted at ``n`` positions.
+    """What is wanted at ``n`` positions, of which the first ``s`` have the KL term.
 
-    ``tokens``: int64 [n]. ``ce_weights``: float32 [n]. ``structural``: bool [n], where the KL term is taken.
-    ``kl_weights``: float32 [s] and ``teacher``: [s, width] hidden states of the base model, of the ``s`` structural
-    positions in their order; s = 0 where there is no KL term.
+    ``tokens``: int64 [n]. ``ce_weights``: float32 [n]. ``kl_weights``: float32 [s]. ``teacher``: [s, width], hidden
+    states of the base model.
     """
 
     tokens: Tensor
     ce_weights: Tensor
-    structural: Tensor
     kl_weights: Tensor
     teacher: Tensor
 
@@ -45,20 +44,18 @@ class _HeadLoss(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         size = max(1, LOGITS_AT_ONCE // head.out_features)
-        # Where the structural positions of each slice begin and end in the teacher's.
-        before = [0, *targets.structural.cumsum(0).tolist()]
-        for start in range(0, len(hidden), size):
-            end = min(start + size, len(hidden))
-            own, teachers = slice(start, end), slice(before[start], before[end])
+        first = len(targets.teacher)
+        starts = [*range(0, first, size), *range(first, len(hidden), size), len(hidden)]
+        for start, end in itertools.pairwise(starts):
+            own = slice(start, end)
             losses[own] = _slice(
                 hidden[own],
                 head,
                 Targets(
                     tokens=targets.tokens[own],
                     ce_weights=targets.ce_weights[own],
-                    structural=targets.structural[own],
-                    kl_weights=targets.kl_weights[teachers],
-                    teacher=targets.teacher[teachers],
+                    kl_weights=targets.kl_weights[own],
+                    teacher=targets.teacher[own],
                 ),
                 gradient=None if gradient is None else gradient[own],
             )
@@ -72,24 +69,20 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _slice(hidden: Tensor, head: nn.Linear, targets: Targets, *, gradient: Tensor | None) -> Tensor:
-    """Losses of a slice; its gradient is written to ``gradient``."""
+    """Losses of positions that all have the KL term, or none of them; their gradient is written to ``gradient``."""
     log_p = torch.log_softmax(head(hidden).float(), dim=-1)
     chosen = targets.tokens.unsqueeze(-1)
     losses = -log_p.gather(1, chosen).squeeze(-1) * targets.ce_weights
-    pull = None
+    weights, base = targets.ce_weights, None
     if len(targets.teacher):
         log_base = torch.log_softmax(head(targets.teacher).float(), dim=-1)
         base = log_base.exp()
-        divergence = torch.linalg.vecdot(base, log_base.sub_(log_p[targets.structural]))
-        losses[targets.structural] += divergence * targets.kl_weights
-        pull = base.mul_(targets.kl_weights.unsqueeze(-1))
+        losses += torch.linalg.vecdot(base, log_base.sub_(log_p)) * targets.kl_weights
+        weights = weights + targets.kl_weights
     if gradient is not None:
-        weights = targets.ce_weights.clone()
-        if pull is not None:
-            weights[targets.structural] += targets.kl_weights
         error = log_p.exp_().mul_(weights.unsqueeze(-1))
         error.scatter_add_(1, chosen, -targets.ce_weights.unsqueeze(-1))
-        if pull is not None:
-            error[targets.structural] -= pull
+        if base is not None:
+            error.addcmul_(base, targets.kl_weights.unsqueeze(-1), value=-1)
         gradient.copy_(error.to(head.weight.dtype) @ head.weight)
     return losses

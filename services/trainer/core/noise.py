@@ -6,10 +6,10 @@ Mersenne Twister can be reconstructed from its output.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +23,8 @@ class NoiseSource(Protocol):
 def secret_gaussian(like: Tensor, *, std: float) -> Tensor:
     """A :class:`NoiseSource`: Box-Muller in float64 on fresh random bytes."""
     pairs = (like.numel() + 1) // 2
-    words = np.frombuffer(os.urandom(16 * pairs), dtype=np.uint64).reshape(2, pairs)
-    uniform = ((words >> np.uint64(11)) + np.uint64(1)) * 2.0**-53  # in (0, 1], 53 bits each
-    radius, angle = np.sqrt(-2.0 * np.log(uniform[0])), 2.0 * np.pi * uniform[1]
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: like.numel()]
-    return torch.from_numpy(std * normal).reshape(like.shape).to(dtype=like.dtype, device=like.device)
+    words = torch.frombuffer(bytearray(os.urandom(16 * pairs)), dtype=torch.int64).view(2, pairs)
+    uniform = ((words & (2**53 - 1)) + 1).double().mul_(2.0**-53)  # in (0, 1], 53 bits each
+    radius, angle = uniform[0].log_().mul_(-2.0).sqrt_().mul_(std), uniform[1].mul_(2.0 * math.pi)
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()])[: like.numel()]
+    return normal.reshape(like.shape).to(dtype=like.dtype, device=like.device)

@@ -40,13 +40,12 @@ def per_example_loss(model: PeftModel, batch: Batch, *, kl_weight: float, teache
     The head is applied where a term needs it and nowhere else. ``teacher``: where p_base comes from, by default the
     same network with its adapter off, asked anew.
     """
-    rows, positions = batch.answer.nonzero(as_tuple=True)
-    structural = batch.structure[rows, positions]
-    if kl_weight == 0:
-        structural = torch.zeros_like(structural)
+    structure = batch.structure if kl_weight else torch.zeros_like(batch.structure)
+    structural = structure.nonzero()
+    rows, positions = torch.cat([structural, (batch.answer & ~structure).nonzero()]).T
     hidden = hidden_states(model, batch.token_ids)[rows, positions - 1]
     base = hidden.new_empty(0, hidden.shape[-1])
-    if bool(structural.any()):
+    if len(structural):
         base = (teacher or InlineTeacher(model))(batch).to(hidden.dtype)
     losses = head_loss(
         hidden,
@@ -54,8 +53,7 @@ def per_example_loss(model: PeftModel, batch: Batch, *, kl_weight: float, teache
         Targets(
             tokens=batch.token_ids[rows, positions],
             ce_weights=_shares(rows, len(batch)),
-            structural=structural,
-            kl_weights=kl_weight * _shares(rows[structural], len(batch)),
+            kl_weights=kl_weight * _shares(structural[:, 0], len(batch)),
             teacher=base,
         ),
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -39,7 +40,11 @@ class Scarce:
         self._rows = rows
         self._error = error
         self._failed: weakref.ref[Tensor] | None = None
+        self._failing_backward = False
         self.sizes: list[int] = []
+        # Its output's gradient comes when the layers after it have theirs.
+        first: nn.Module = model.get_base_model().model.layers[0]
+        first.register_forward_hook(lambda _module, _inputs, output: self._watch(output))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -51,17 +56,23 @@ class Scarce:
         self.sizes.append(len(losses))
         assert self._failed is None or self._failed() is None, "what the failed micro-batch had is still there"
         if len(losses) > self._rows:
-            if len(self.sizes) % 2:
-                losses[:1].sum().backward()
-                while self._engine._gradients and self._rows == 0:
-                    self._engine._gradients.popitem()  # as the engine's own call would have done
             self._failed = weakref.ref(losses)
-            kind, message = self._error
-            raise kind(message)
+            if len(self.sizes) % 2 == 0:
+                self._raise()
+            self._failing_backward = True
         return self._engine.accumulate(losses, rule=rule, units=units, unfinished=unfinished)
 
     def take_sum(self) -> list[Tensor]:
         return self._engine.take_sum()
+
+    def _watch(self, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: self._raise() if self._failing_backward else None)
+
+    def _raise(self) -> NoReturn:
+        self._failing_backward = False
+        kind, message = self._error
+        raise kind(message)
 
 
 def sums(
