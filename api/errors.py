@@ -28,6 +28,7 @@ _STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "BudgetExceeded": HTTPStatus.CONFLICT,
         "Unauthorized": HTTPStatus.UNAUTHORIZED,
         "Forbidden": HTTPStatus.FORBIDDEN,
+        "SandboxUnavailable": HTTPStatus.SERVICE_UNAVAILABLE,
         "upload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "not_json": HTTPStatus.BAD_REQUEST,
     }

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model = add_adapter(load_model(folder), spec.lora, seed=0)
     engine = make_engine("native", model)
     before = _loss(model, held_out)
-    started = time.monotonic()
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as work:
         train(
             model,
@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ),
         "loss_before": round(before, 4),
         "loss_after": round(_loss(model, held_out), 4),
-        "seconds": round(time.monotonic() - started),
+        "cpu_seconds": round(time.process_time() - started),
     }
 
 

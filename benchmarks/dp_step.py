@@ -362,7 +362,7 @@ def stdlib_batches(
     answer = round(answers * length)
     rows = _ROWS if (length, micro_batch) == (_LENGTH, _MICRO_BATCH) else micro_batch
     cut = []
-    for row in stdlib_rows("public", max_problem_chars=100_000, max_solution_chars=100_000):
+    for row in stdlib_rows("private", max_problem_chars=100_000, max_solution_chars=100_000):
         whole = make_sequence(row, template="chat", tokenizer=tokenizer, seq_length=8192)
         first = int(whole.answer.int().argmax())
         if first >= length - answer and len(whole) - first >= answer:

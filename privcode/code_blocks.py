@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
+from privcode.languages import language_name
+
 # A backtick fence's header holds no backtick (CommonMark 4.5): ```like this``` is inline code.
 _OPENING: Final = re.compile(r"^(?P<indent>[ \t]*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<header>.*)$")
-_PYTHON_NAMES: Final = frozenset({"", "python", "py", "python3"})
 
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """``language``: lower-case name, ``python`` where the header names none. ``code``: the block without its fences."""
+    """``language``: by :func:`~privcode.languages.language_name`, ``python`` where the header names none. ``code``: the
+    block without its fences."""
 
     language: str
     code: str
@@ -36,8 +38,7 @@ def first_code_block(text: str) -> CodeBlock | None:
     if opening is None:
         return None
     name = opening["header"].strip().split(maxsplit=1)
-    language = name[0].lower() if name else ""
-    language = "python" if language in _PYTHON_NAMES else language
+    language = language_name(name[0]) if name else "python"
 
     body = [_dedent(line, opening["indent"]) for line in lines[start + 1 :]]
     closing = re.compile(rf"^[ \t]*{re.escape(opening['fence'][0])}{{{len(opening['fence'])},}}[ \t]*$")

@@ -100,6 +100,27 @@ class Outcome(StrEnum):
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
 
 
+class ExecutionOutcome(Result):
+    """What happened to one program.
+
+    ``exit_code``: the program's, or its compiler's where ``duration_s`` is None; None where it did not end by itself.
+    ``signal``: what ended it, by exit codes above 128 as shells tell it. ``duration_s`` and ``compile_s``: wall-clock
+    seconds, None where it never started, or had nothing to compile. ``cpu_s``: of all its processes, compiler
+    included. ``peak_memory_mib``: of its largest process, or of all together where that was seen to be more.
+    ``stdout`` and ``stderr`` are cut at the limit; a compiler's output is in ``stderr``.
+    """
+
+    outcome: Outcome
+    exit_code: int | None = None
+    signal: int | None = None
+    duration_s: float | None = None
+    compile_s: float | None = None
+    cpu_s: float | None = None
+    peak_memory_mib: float | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
 class Candidate(Result):
     """One completion of the junior. ``id`` is unique in the job."""
 
@@ -110,15 +131,13 @@ class Candidate(Result):
     finish_reason: Literal["stop", "length"]
 
 
-class ExecutedCandidate(Result):
-    """A candidate after stage 4. ``code`` is empty for ``no_code``; ``duration_s`` is None if it did not run."""
+class ExecutedCandidate(ExecutionOutcome):
+    """A candidate after stage 4. ``code`` is empty for ``no_code``."""
 
     id: str
     problem: str
     language: str
     code: str
-    outcome: Outcome
-    duration_s: float | None
 
 
 class ScoredCandidate(Result):

@@ -7,20 +7,31 @@ is one HTTP call over a Unix socket: ``POST /v1/executions`` with an :class:`Exe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Final, Protocol
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from privcode.errors import SandboxUnavailable
-from privcode.results import Outcome
+from privcode.languages import Language
+from privcode.results import ExecutionOutcome
 from privcode.specs import ExecutionLimits
+
+_MAX_FILES: Final = 64
+_LANGUAGES_SECONDS: Final = 120  # the first time each tool chain is tried
+
+# Relative, without "..", hidden parts or control characters: it becomes a path inside the sandbox.
+FileName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,7}$", max_length=200),
+]
 
 
 class Execution(BaseModel):
-    """One program. ``language``: lower-case name (``python``); ``id``: unique in its batch."""
+    """One program. ``language``: lower-case name (``python``); ``id``: unique in its batch. ``files``: text by name,
+    put into the working directory. ``expected_exit``: the exit code that passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +39,8 @@ class Execution(BaseModel):
     language: str
     code: str
     stdin: str = ""
+    files: Mapping[FileName, str] = Field(default_factory=dict, max_length=_MAX_FILES)
+    expected_exit: Annotated[int, Field(ge=0, le=255)] = 0
 
 
 class ExecutionBatch(BaseModel):
@@ -37,24 +50,37 @@ class ExecutionBatch(BaseModel):
     executions: Sequence[Execution]
 
 
-class ExecutionResult(BaseModel):
-    """``exit_code`` is None where the program did not end by itself; ``stdout`` and ``stderr`` are cut at the limit;
-    ``duration_s`` is wall-clock seconds, None where it never started."""
+class ExecutionResult(ExecutionOutcome):
+    id: str
+
+
+class LanguageStatus(BaseModel):
+    """``version``: the tool chain's own words. ``missing``: why its programs are not executed here; None: they are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
-    outcome: Outcome
-    exit_code: int | None
-    duration_s: float | None
-    stdout: str
-    stderr: str
+    language: Language
+    version: str | None
+    missing: str | None
 
 
 class Sandbox(Protocol):
-    """Something that executes one untrusted program under limits."""
+    """Something that executes one untrusted program under limits. Safe to call from several threads."""
 
-    def run(self, execution: Execution, *, limits: ExecutionLimits) -> ExecutionResult: ...
+    def run(self, execution: Execution, *, limits: ExecutionLimits) -> ExecutionResult:
+        """Run one program until it ends, reaches a limit, or :meth:`close` is called.
+
+        A failure of the sandbox itself is the outcome ``sandbox_unavailable``, with its reason in ``stderr``.
+        """
+        ...
+
+    def languages(self) -> list[LanguageStatus]:
+        """All ten, executed here or not. May take seconds the first time: each tool chain is tried."""
+        ...
+
+    def close(self) -> None:
+        """Kill what runs. It, and whatever is asked for afterwards, ends as ``sandbox_unavailable``."""
+        ...
 
 
 class RunnerClient:
@@ -70,12 +96,11 @@ class RunnerClient:
         """
         body = ExecutionBatch(limits=limits, executions=executions).model_dump_json()
         missing = {execution.id for execution in executions}
-        # No TLS on a Unix socket: without verify=False, loading the CA certificates takes longer than an execution.
-        transport = httpx.HTTPTransport(uds=str(self._socket), verify=False)
+        seconds = (limits.time_limit_s + limits.compile_limit_s) * 10 + 60
         try:
             with (
-                httpx.Client(transport=transport, verify=False, timeout=limits.time_limit_s * 10 + 60) as client,
-                client.stream("POST", "http://runner/v1/executions", content=body,
+                self._client(timeout=seconds) as client,
+                client.stream("POST", "/v1/executions", content=body,
                               headers={"content-type": "application/json"}) as response,
             ):  # fmt: skip
                 response.raise_for_status()
@@ -87,3 +112,17 @@ class RunnerClient:
             raise SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}") from error
         if missing:
             raise SandboxUnavailable(f"the sandbox runner left {len(missing)} of {len(executions)} executions out")
+
+    def languages(self) -> list[LanguageStatus]:
+        """What the runner executes. Raises :class:`SandboxUnavailable` when it can't be reached."""
+        try:
+            with self._client(timeout=_LANGUAGES_SECONDS) as client:
+                answer = client.get("/v1/languages").raise_for_status()
+                return [LanguageStatus.model_validate(status) for status in answer.json()]
+        except (httpx.HTTPError, ValidationError) as error:
+            raise SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}") from error
+
+    def _client(self, *, timeout: float) -> httpx.Client:
+        # No TLS on a Unix socket: without verify=False, loading the CA certificates takes longer than an execution.
+        transport = httpx.HTTPTransport(uds=str(self._socket), verify=False)
+        return httpx.Client(base_url="http://runner", transport=transport, verify=False, timeout=timeout)

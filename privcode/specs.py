@@ -118,10 +118,16 @@ class SynthesizeSpec(Spec):
 
 
 class ExecutionLimits(Spec):
-    """Limits of one execution. Time in seconds of wall clock, memory in MiB, output in KiB per stream."""
+    """Limits of one execution. Time in seconds of wall clock, memory in MiB, output in KiB per stream.
+
+    ``compile_*``: of the compiler, where there is one. ``check_types``: a type error in TypeScript is a failure.
+    """
 
     time_limit_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     memory_mib: Annotated[int, Field(ge=16, le=65536)] = 512
+    compile_limit_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    compile_memory_mib: Annotated[int, Field(ge=16, le=65536)] = 2048
+    check_types: bool = False
     processes: Annotated[int, Field(ge=1, le=1024)] = 32
     file_size_mib: Annotated[int, Field(ge=1, le=4096)] = 16
     output_kib: Annotated[int, Field(ge=1, le=16384)] = 64

@@ -13,6 +13,7 @@ from api.context import Context, UseContext
 from api.schemas import ListObject, ModelObject
 from privcode.db.session import transaction
 from privcode.models import known_models
+from privcode.sandbox import LanguageStatus, RunnerClient
 
 router = APIRouter(tags=["system"])
 
@@ -37,6 +38,13 @@ def list_models(context: UseContext, _: UseCaller) -> ListObject[ModelObject]:
     """The model references that a spec may use."""
     infos = known_models(context.settings.models_dir)
     return ListObject(data=[ModelObject(**info.model_dump()) for info in infos], has_more=False)
+
+
+@router.get("/v1/sandbox/languages", tags=["sandbox"])
+def list_languages(context: UseContext, _: UseCaller) -> ListObject[LanguageStatus]:
+    """The languages whose candidates are executed, with the tool chain's version; or why they are not."""
+    runner = RunnerClient(context.settings.sandbox_socket)
+    return ListObject(data=runner.languages(), has_more=False)
 
 
 def _database(context: Context) -> str:

@@ -4,7 +4,7 @@ Reading and judging the upload happens in a child process (:func:`ingest_in_chil
 """
 
 from privcode.ingest.child import ingest_in_child
-from privcode.ingest.contract import LANGUAGES, IngestLimits, IngestRequest, IngestSummary
+from privcode.ingest.contract import IngestLimits, IngestRequest, IngestSummary
 from privcode.ingest.pipeline import ingest
 
-__all__ = ["LANGUAGES", "IngestLimits", "IngestRequest", "IngestSummary", "ingest", "ingest_in_child"]
+__all__ = ["IngestLimits", "IngestRequest", "IngestSummary", "ingest", "ingest_in_child"]

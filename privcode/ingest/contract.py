@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-
-Language = Literal["python", "javascript", "typescript", "java", "cpp", "rust", "php", "shell", "csharp", "swift"]
-LANGUAGES: Final[tuple[str, ...]] = get_args(Language)
 
 Size = Annotated[int, Field(ge=1)]
 MIB: Final = 1024 * 1024

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 from privcode.errors import InvalidInput
-from privcode.ingest.contract import LANGUAGES
 from privcode.ingest.rows import Row
+from privcode.languages import LANGUAGES
 
 COLUMNS: Final = ("problem", "solution", "lang")  # and for pairs unit_id
 DEFAULT_LANGUAGE: Final = "python"

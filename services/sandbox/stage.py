@@ -65,8 +65,7 @@ def _executed(candidate: Candidate, *, block: CodeBlock | None, result: Executio
         problem=candidate.problem,
         language=block.language if block else "",
         code=block.code if block else "",
-        outcome=result.outcome if result else Outcome.NO_CODE,
-        duration_s=result.duration_s if result else None,
+        **({"outcome": Outcome.NO_CODE} if result is None else result.model_dump(exclude={"id"})),
     )
 
 

@@ -13,7 +13,7 @@ from privcode.code_blocks import CodeBlock, first_code_block
     ("header", "language"),
     [
         ("python", "python"), ("py", "python"), ("Python3", "python"), ("", "python"), ("  ", "python"),
-        ("python title='a.py'", "python"), ("Rust", "rust"), ("c++", "c++"), ("JavaScript", "javascript"),
+        ("python title='a.py'", "python"), ("Rust", "rust"), ("c++", "cpp"), ("Fortran", "fortran"), ("JavaScript", "javascript"),
     ],
 )  # fmt: skip
 def test_header_names_the_language(header: str, language: str) -> None:
@@ -52,7 +52,7 @@ def test_other_languages_end_at_the_first_fence() -> None:
 def test_tildes_longer_fences_and_fences_of_the_other_kind_inside() -> None:
     assert first_code_block("~~~py\nx = 1\n~~~") == CodeBlock("python", "x = 1\n")
     assert first_code_block("````\nx = '''\n```\n'''\n````") == CodeBlock("python", "x = '''\n```\n'''\n")
-    assert first_code_block("~~~sh\necho\n```\n~~~~~  ") == CodeBlock("sh", "echo\n```\n")
+    assert first_code_block("~~~sh\necho\n```\n~~~~~  ") == CodeBlock("shell", "echo\n```\n")
 
 
 def test_an_indented_fence_takes_its_indentation_from_the_code() -> None:

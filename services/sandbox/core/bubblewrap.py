@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 from privcode.errors import SandboxUnavailable
-from privcode.results import Outcome
-from privcode.sandbox import Execution, ExecutionResult
+from privcode.results import ExecutionOutcome, Outcome
+from privcode.sandbox import Execution, ExecutionResult, LanguageStatus
 from privcode.specs import ExecutionLimits
-from services.sandbox.core.command import SANDBOX_ID, Descriptors, sandbox_command
+from services.sandbox.core.cgroups import delegated_groups
+from services.sandbox.core.command import (
+    BUILD_MIB,
+    SANDBOX_ID,
+    Descriptors,
+    Prepared,
+    program_of,
+    python_program,
+    sandbox_command,
+)
 from services.sandbox.core.interpreter import Interpreter
 from services.sandbox.core.seccomp import syscall_filter
-from services.sandbox.core.supervision import Ended, Supervision
+from services.sandbox.core.supervision import FirstProcess, Supervision, Usage, Watched
+from services.sandbox.core.toolchains import Installed, Toolchains
 
 log = logging.getLogger(__name__)
 
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 # Starts a thread: on a kernel before 5.14 the process limit counts all of the user's processes and would refuse it.
-_PROBE: Final = "import threading; thread = threading.Thread(target=int); thread.start(); thread.join()"
+_PROBE: Final = Execution(
+    id="probe",
+    language="python",
+    code="import threading; thread = threading.Thread(target=int); thread.start(); thread.join()",
+)
 _PROBE_LIMITS: Final = ExecutionLimits(time_limit_s=30)
+_REASON_CHARACTERS: Final = 200
+_GROUP_PROCESSES: Final = 128  # bwrap's own, and the compiler's beside the program's
 
 
 class Bubblewrap:
-    """:class:`privcode.sandbox.Sandbox` over bwrap(1), for Python.
+    """:class:`privcode.sandbox.Sandbox` over bwrap(1).
 
-    Safe to call from several threads, each of which must outlive its call: the kernel kills an execution when the
-    thread that started it ends. Raises :class:`SandboxUnavailable` if bwrap is missing or can't execute a probe.
+    A thread that calls :meth:`run` must outlive its call: the kernel kills an execution when the thread that started it
+    ends. Raises :class:`SandboxUnavailable` if bwrap is missing or can't execute a probe.
     ``disables_userns`` tells whether bwrap's own switch against new user namespaces works here; the system call
     filter forbids them in any case.
     """
@@ -47,63 +67,89 @@ class Bubblewrap:
         self._filter = syscall_filter()
         # Root is exempt from the process limit; and a program that got out should not be root.
         self._account = SANDBOX_ID if os.geteuid() == 0 else None
+        adopt_orphans()
         self._closed = threading.Event()
+        self._groups = delegated_groups()
         self.disables_userns = True
-        if self._probe().outcome is not Outcome.PASSED:
+        probe = python_program(_PROBE.code, interpreter)
+        if self._probe(probe).outcome is not Outcome.PASSED:
             self.disables_userns = False
-            probe = self._probe()
-            if probe.outcome is not Outcome.PASSED:
-                raise SandboxUnavailable(f"bubblewrap can't execute a program here: {probe.stderr.strip()}")
+            ended = self._probe(probe)
+            if ended.outcome is not Outcome.PASSED:
+                raise SandboxUnavailable(f"bubblewrap can't execute a program here: {ended.stderr.strip()}")
+        self._toolchains = Toolchains(probe=self._probe_toolchain, python=platform.python_version())
+
+    @property
+    def cgroups(self) -> str | None:
+        """Which control groups hold executions; None where this process may make none."""
+        return None if self._groups is None else self._groups.version
 
     def run(self, execution: Execution, *, limits: ExecutionLimits) -> ExecutionResult:
-        """Run one program until it ends, reaches a limit, or :meth:`close` is called.
-
-        A failure of the sandbox itself is the outcome ``sandbox_unavailable``, with its reason in ``stderr``.
-        """
         if self._closed.is_set():
-            ended = _not_run(Outcome.SANDBOX_UNAVAILABLE, reason="the runner is stopping")
-        elif execution.language != "python":
-            ended = _not_run(Outcome.UNSUPPORTED_LANGUAGE)
+            ended = not_run("the runner is stopping")
         else:
-            ended = self._execute(execution.code, stdin=execution.stdin, limits=limits)
+            program = self._program(execution, limits)
+            if program is None:
+                ended = ExecutionOutcome(outcome=Outcome.UNSUPPORTED_LANGUAGE)
+            else:
+                ended = self._execute(program, execution=execution, limits=limits)
         if ended.outcome is Outcome.SANDBOX_UNAVAILABLE:
             log.warning("an execution could not be done: %s", ended.stderr.strip())
-        return ExecutionResult(
-            id=execution.id,
-            outcome=ended.outcome,
-            exit_code=ended.exit_code,
-            duration_s=ended.duration_s,
-            stdout=ended.stdout,
-            stderr=ended.stderr,
-        )
+        return ExecutionResult(id=execution.id, **ended.model_dump())
+
+    def languages(self) -> list[LanguageStatus]:
+        return self._toolchains.statuses()
 
     def close(self) -> None:
-        """Kill what runs. It, and whatever is asked for afterwards, ends as ``sandbox_unavailable``."""
         self._closed.set()
 
-    def _execute(self, code: str, *, stdin: str, limits: ExecutionLimits) -> Ended:
+    def _program(self, execution: Execution, limits: ExecutionLimits) -> Prepared | None:
+        if execution.language == "python":
+            return python_program(execution.code, self._interpreter)
+        installed = self._toolchains.get(execution.language)
+        if installed is None:
+            return None
+        return program_of(installed.toolchain.source(execution.code), installed, limits)
+
+    def _execute(self, program: Prepared, *, execution: Execution, limits: ExecutionLimits) -> ExecutionOutcome:
         try:
             with ExitStack() as cleanup:
-                code_file = cleanup.enter_context(_sealed_file(code.encode()))
-                input_file = cleanup.enter_context(_sealed_file(stdin.encode()))
-                filter_file = cleanup.enter_context(_sealed_file(self._filter))
-                status, status_end = (cleanup.enter_context(os.fdopen(end, "rb", 0)) for end in os.pipe())
-                descriptors = Descriptors(
-                    code=code_file.fileno(), syscall_filter=filter_file.fileno(), status=status_end.fileno()
+                code, stdin, syscall_filter = (
+                    cleanup.enter_context(sealed_file(data)).fileno()
+                    for data in (program.code.encode(errors="surrogatepass"), execution.stdin.encode(), self._filter)
                 )
+                files = {
+                    name: cleanup.enter_context(sealed_file(text.encode())).fileno()
+                    for name, text in execution.files.items()
+                }
+                status, status_end = make_pipe(cleanup)
+                block_end, block = make_pipe(cleanup)
+                descriptors = Descriptors(
+                    code=code, syscall_filter=syscall_filter, block=block_end.fileno(), status=status_end.fileno(),
+                    files=files,
+                )  # fmt: skip
+                group = None
+                if self._groups is not None:
+                    group = cleanup.enter_context(
+                        self._groups.group(
+                            memory_bytes=_group_mib(program, limits) * 2**20,
+                            processes=_GROUP_PROCESSES + limits.processes,
+                        )
+                    )
                 bwrap = cleanup.enter_context(
                     subprocess.Popen(
                         sandbox_command(
                             bwrap=self._bwrap,
                             interpreter=self._interpreter,
+                            program=program,
                             limits=limits,
                             descriptors=descriptors,
                             disable_userns=self.disables_userns,
                         ),
-                        stdin=input_file,
+                        stdin=stdin,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE,
-                        pass_fds=(descriptors.code, descriptors.syscall_filter, descriptors.status),
+                        pass_fds=descriptors.all(),
                         # The sandbox's first process keeps bwrap's environment, for all in it to read.
                         env={},
                         cwd="/",
@@ -114,19 +160,76 @@ class Bubblewrap:
                 )
                 cleanup.callback(bwrap.kill)
                 status_end.close()
-                return Supervision(bwrap=bwrap, status=status.fileno(), limits=limits, stop=self._closed).wait()
+                block_end.close()
+                assert bwrap.stdout is not None
+                assert bwrap.stderr is not None
+                watched = Watched(
+                    leader=cleanup.enter_context(_Bwrap(bwrap)), first=None, stdout=bwrap.stdout.fileno(),
+                    stderr=bwrap.stderr.fileno(), status=status.fileno(), block=block.fileno(), group=group,
+                    stop=self._closed,
+                )  # fmt: skip
+                return Supervision(
+                    watched, program=program, limits=limits, expected_exit=execution.expected_exit
+                ).wait()
         except (OSError, subprocess.SubprocessError) as error:
-            return _not_run(Outcome.SANDBOX_UNAVAILABLE, reason=f"setting up the sandbox: {type(error).__name__}")
+            return not_run(f"setting up the sandbox: {type(error).__name__}")
 
-    def _probe(self) -> Ended:
-        return self._execute(_PROBE, stdin="", limits=_PROBE_LIMITS)
+    def _probe(self, program: Prepared) -> ExecutionOutcome:
+        return self._execute(program, execution=_PROBE, limits=_PROBE_LIMITS)
+
+    def _probe_toolchain(self, installed: Installed) -> str | None:
+        ended = self._probe(program_of(installed.toolchain.source(installed.toolchain.probe), installed, _PROBE_LIMITS))
+        if ended.outcome is Outcome.PASSED:
+            return None
+        return f"its probe ended as {ended.outcome.value}: {ended.stderr.strip()[:_REASON_CHARACTERS]}"
 
 
-def _not_run(outcome: Outcome, *, reason: str = "") -> Ended:
-    return Ended(outcome=outcome, exit_code=None, duration_s=None, stdout="", stderr=reason)
+class _Bwrap:
+    """A running bwrap as :class:`Leader`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.ended = os.pidfd_open(process.pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.ended)
+
+    def is_parent_of(self, pid: int) -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return f"\nPPid:\t{self._process.pid}\n" in status
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def reap(self, first: FirstProcess | None) -> Usage | None:
+        # bwrap leaves the first process to us, whose usage includes that of all in its namespace.
+        self._process.wait()
+        if first is not None:
+            with contextlib.suppress(ChildProcessError):
+                _, _, usage = os.wait4(first.pid, 0)
+                return Usage(cpu_s=usage.ru_utime + usage.ru_stime, peak_bytes=usage.ru_maxrss * 1024)
+        return None
 
 
-def _sealed_file(data: bytes) -> BinaryIO:
+def not_run(reason: str) -> ExecutionOutcome:
+    return ExecutionOutcome(outcome=Outcome.SANDBOX_UNAVAILABLE, stderr=reason)
+
+
+def _group_mib(program: Prepared, limits: ExecutionLimits) -> int:
+    """What a control group may hold: the program or its compiler, and the files they write."""
+    compiler = limits.compile_memory_mib + BUILD_MIB if program.compile else 0
+    return max(limits.memory_mib, compiler) + limits.file_size_mib
+
+
+def make_pipe(cleanup: ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    reading, writing = os.pipe()
+    return cleanup.enter_context(os.fdopen(reading, "rb", 0)), cleanup.enter_context(os.fdopen(writing, "wb", 0))
+
+
+def sealed_file(data: bytes) -> BinaryIO:
     """An anonymous file that nobody can change or enlarge any more, not even through /proc/self/fd, at its start."""
     file = os.fdopen(os.memfd_create("privcode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb+", 0)
     try:
@@ -137,3 +240,10 @@ def _sealed_file(data: bytes) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of what its children leave behind (PR_SET_CHILD_SUBREAPER, prctl(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")

@@ -3,66 +3,120 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from privcode.specs import ExecutionLimits
 from services.sandbox.core.interpreter import Interpreter
+from services.sandbox.core.toolchains import BUILD_FOLDER, PROGRAM_FOLDER, Installed, Source
 
 SANDBOX_ID: Final = 65534
-_WORK_DIR: Final = "/tmp"
-_PROGRAM: Final = "/program/main.py"
+WORK_DIR: Final = "/tmp"
 _MIB: Final = 1024 * 1024
 _OPEN_FILES: Final = 128
 _STACK_BYTES: Final = 8 * _MIB
 _SHARED_MEMORY_BYTES: Final = 1 * _MIB
+BUILD_MIB: Final = 64
+_COMPILER_PROCESSES: Final = 128
 _CPU_SLACK_S: Final = 1
+MEMORY_ERROR: Final = re.compile(r"^MemoryError(?::.*)?\Z", re.MULTILINE)
 
 # Below /usr only what runs programs: no /usr/local, no /usr/share but the time zones, which Python's zoneinfo reads.
-_SYSTEM_FOLDERS: Final = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo")
+_SYSTEM_FOLDERS: Final = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/share/zoneinfo")
 _TOP_FOLDERS: Final = ("/bin", "/lib", "/lib32", "/lib64")
 
-# The first byte of standard output, written after all is set up and before the program starts: what comes after it is
-# the program's own doing, and a sandbox that never wrote it failed by itself.
-STARTED: Final = b"."
-_STARTER: Final = f'printf {STARTED.decode()}; exec "$@"'
+# The first bytes of standard output: the first after all is set up, the second when the compiler, where there is one,
+# has succeeded. What comes after the second is the program's own; the compiler writes to standard error. A sandbox that
+# never wrote the first failed by itself.
+SET_UP: Final = b"."
+STARTED: Final = b"+"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptors:
-    """Open file descriptors that the command uses: ``code`` and ``syscall_filter`` to read, ``status`` for bwrap's
-    JSON."""
+    """Open file descriptors that the command uses: ``code``, ``syscall_filter``, ``block`` (bwrap waits for a byte
+    there before it starts the program) and ``files`` by name to read, ``status`` for bwrap's JSON."""
 
     code: int
     syscall_filter: int
+    block: int
     status: int
+    files: Mapping[str, int]
+
+    def all(self) -> tuple[int, ...]:
+        return (self.code, self.syscall_filter, self.block, self.status, *self.files.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is to be executed. ``compile``, ``run``: commands inside the sandbox, empty where there is nothing to do.
+    ``folders``: of the host, to show beside the system's."""
+
+    file: str
+    code: str
+    compile: Sequence[str]
+    run: Sequence[str]
+    address_space: bool
+    folders: Sequence[str]
+    memory_sign: re.Pattern[str] | None
+
+
+def python_program(code: str, interpreter: Interpreter) -> Prepared:
+    # -I: no environment, no user site, no working directory on the path.
+    run = [str(interpreter.executable), "-I", f"{PROGRAM_FOLDER}/main.py"]
+    return Prepared(
+        file="main.py", code=code, compile=(), run=run, address_space=True, folders=(), memory_sign=MEMORY_ERROR
+    )
+
+
+def program_of(source: Source, installed: Installed, limits: ExecutionLimits) -> Prepared:
+    return Prepared(
+        file=source.file,
+        code=source.code,
+        compile=installed.compile_command(source, limits),
+        run=installed.run_command(source, limits),
+        address_space=installed.toolchain.address_space,
+        folders=installed.toolchain.folders,
+        memory_sign=installed.toolchain.memory_sign,
+    )
 
 
 def sandbox_command(
     *,
     bwrap: Path,
     interpreter: Interpreter,
+    program: Prepared,
     limits: ExecutionLimits,
     descriptors: Descriptors,
     disable_userns: bool,
 ) -> list[str]:
-    """Arguments that run the code behind ``descriptors.code`` in namespaces of its own. Standard output begins with
-    :data:`STARTED`."""
+    """Arguments that run ``program``, whose code is behind ``descriptors.code``, in namespaces of its own."""
     return [
         str(bwrap),
         *_isolation(disable_userns=disable_userns),
         *_environment(interpreter),
-        *_files(interpreter, limits=limits, code=descriptors.code),
+        *_files(interpreter, program=program, limits=limits, descriptors=descriptors),
         *("--seccomp", str(descriptors.syscall_filter)),
-        *("--json-status-fd", str(descriptors.status)),
+        *("--json-status-fd", str(descriptors.status), "--block-fd", str(descriptors.block)),
         "--",
-        *_resource_limits(limits),
-        *("/bin/sh", "-c", _STARTER, "sh"),
-        # -I: no environment, no user site, no working directory on the path.
-        *(str(interpreter.executable), "-I", _PROGRAM),
+        *("/bin/sh", "-c", _script(program, limits)),
     ]
+
+
+def _script(program: Prepared, limits: ExecutionLimits) -> str:
+    lines = [f"printf {SET_UP.decode()}"]
+    if program.compile:
+        compiler = [*_prlimit(_compiler_limits(limits)), *program.compile]
+        lines.append(f"{shlex.join(compiler)} </dev/null >&2 || exit")
+    lines.append(f"printf {STARTED.decode()}")
+    if program.run:
+        own = [*_prlimit(_program_limits(limits, address_space=program.address_space)), *program.run]
+        lines.append(f"exec {shlex.join(own)}")
+    return "\n".join(lines)
 
 
 def _isolation(*, disable_userns: bool) -> Iterator[str]:
@@ -75,10 +129,10 @@ def _isolation(*, disable_userns: bool) -> Iterator[str]:
 def _environment(interpreter: Interpreter) -> Iterator[str]:
     yield "--clearenv"
     variables = {
-        "HOME": _WORK_DIR,
+        "HOME": WORK_DIR,
         "LANG": "C.UTF-8",
         "PATH": "/usr/bin:/bin",
-        "TMPDIR": _WORK_DIR,
+        "TMPDIR": WORK_DIR,
         # Each thread's own arena would reserve 64 MiB of the address space.
         "MALLOC_ARENA_MAX": "2",
     }
@@ -88,8 +142,10 @@ def _environment(interpreter: Interpreter) -> Iterator[str]:
         yield from ("--setenv", name, value)
 
 
-def _files(interpreter: Interpreter, *, limits: ExecutionLimits, code: int) -> Iterator[str]:
-    for folder in _SYSTEM_FOLDERS:
+def _files(
+    interpreter: Interpreter, *, program: Prepared, limits: ExecutionLimits, descriptors: Descriptors
+) -> Iterator[str]:
+    for folder in (*_SYSTEM_FOLDERS, *program.folders):
         yield from ("--ro-bind-try", folder, folder)
     for folder in _TOP_FOLDERS:
         path = Path(folder)
@@ -104,24 +160,38 @@ def _files(interpreter: Interpreter, *, limits: ExecutionLimits, code: int) -> I
     yield from ("--proc", "/proc", "--dev", "/dev")
     # Python's locks between processes live there; bwrap's own /dev would take any amount.
     yield from ("--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev")
-    yield from ("--size", str(limits.file_size_mib * _MIB), "--tmpfs", _WORK_DIR, "--chdir", _WORK_DIR)
-    yield from ("--ro-bind-data", str(code), _PROGRAM)
+    yield from ("--size", str(limits.file_size_mib * _MIB), "--tmpfs", WORK_DIR, "--chdir", WORK_DIR)
+    if program.compile:
+        yield from ("--size", str(BUILD_MIB * _MIB), "--tmpfs", BUILD_FOLDER)
+    yield from ("--ro-bind-data", str(descriptors.code), f"{PROGRAM_FOLDER}/{program.file}")
+    for name, descriptor in descriptors.files.items():
+        yield from ("--file", str(descriptor), f"{WORK_DIR}/{name}")
     # The root is a tmpfs without a bound, too.
     yield from ("--remount-ro", "/")
 
 
-def _resource_limits(limits: ExecutionLimits) -> Iterator[str]:
+def _prlimit(limits: Mapping[str, str | int]) -> list[str]:
     """Set inside the namespaces: a process limit set outside would count the processes of the runner's user as well."""
-    cpu = math.ceil(limits.time_limit_s) + _CPU_SLACK_S
-    yield "/usr/bin/prlimit"
-    # SIGXCPU at the soft limit is told from the SIGKILL of memory; the hard one ends who ignores it.
-    yield f"--cpu={cpu}:{cpu + 1}"
-    yield f"--as={limits.memory_mib * _MIB}"
-    yield f"--nproc={limits.processes + 1}"  # bwrap's own first process counts
-    yield f"--fsize={limits.file_size_mib * _MIB}"
-    yield f"--nofile={_OPEN_FILES}"
-    yield f"--stack={_STACK_BYTES}"
-    yield "--core=0"
-    yield "--memlock=0"
-    yield "--msgqueue=0"
-    yield "--"
+    return ["/usr/bin/prlimit", *(f"--{name}={value}" for name, value in limits.items()), "--"]
+
+
+def _program_limits(limits: ExecutionLimits, *, address_space: bool) -> dict[str, str | int]:
+    bound = {"as": limits.memory_mib * _MIB} if address_space else {}
+    return {
+        **_common_limits(limits.time_limit_s),
+        **bound,
+        "nproc": limits.processes + 1,  # bwrap's own first process counts
+        "fsize": limits.file_size_mib * _MIB,
+    }
+
+
+def _compiler_limits(limits: ExecutionLimits) -> dict[str, str | int]:
+    return {**_common_limits(limits.compile_limit_s), "nproc": _COMPILER_PROCESSES, "fsize": BUILD_MIB * _MIB}
+
+
+def _common_limits(seconds: float) -> dict[str, str | int]:
+    cpu = math.ceil(seconds) + _CPU_SLACK_S
+    return {
+        # SIGXCPU at the soft limit is told from the SIGKILL of memory; the hard one ends who ignores it.
+        "cpu": f"{cpu}:{cpu + 1}", "nofile": _OPEN_FILES, "stack": _STACK_BYTES, "core": 0, "memlock": 0, "msgqueue": 0,
+    }  # fmt: skip

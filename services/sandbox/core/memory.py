@@ -11,14 +11,15 @@ from typing import Final
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def tree_exceeds(root: int, *, limit_bytes: int) -> bool:
-    """Whether the process ``root`` and its descendants hold more than ``limit_bytes`` of memory.
+def tree_bytes(root: int, *, limit_bytes: int) -> int:
+    """Memory that the process ``root`` and its descendants hold.
 
-    Resident sizes count a page once for each process that shares it, but are cheap: only when they exceed the limit
+    Resident sizes count a page once for each process that shares it, but are cheap: only where they exceed the limit
     is the proportional size asked for, which counts it once (proc(5), ``smaps_rollup``).
     """
     pids = list(_descendants(root))
-    return _total(pids, _resident_bytes) > limit_bytes and _total(pids, _proportional_bytes) > limit_bytes
+    resident = _total(pids, _resident_bytes)
+    return resident if resident <= limit_bytes else min(resident, _total(pids, _proportional_bytes))
 
 
 def _descendants(pid: int) -> Iterator[int]:

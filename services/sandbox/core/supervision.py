@@ -7,105 +7,147 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
-from privcode.results import Outcome
+from privcode.results import ExecutionOutcome, Outcome
 from privcode.specs import ExecutionLimits
-from services.sandbox.core.command import STARTED
-from services.sandbox.core.memory import tree_exceeds
-from services.sandbox.core.verdict import outcome_of_exit
+from services.sandbox.core.cgroups import Group
+from services.sandbox.core.command import SET_UP, STARTED, Prepared
+from services.sandbox.core.memory import tree_bytes
+from services.sandbox.core.verdict import outcome_of_exit, signal_of_exit
 
 _SETUP_SECONDS: Final = 30.0
 _DRAIN_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 0.05
 _CHUNK: Final = 65536
+_MIB: Final = 1024 * 1024
+_MARKS: Final = SET_UP + STARTED
+
+
+@dataclass(frozen=True)
+class FirstProcess:
+    """Of the execution's pid namespace; when it is killed, all others die before it has ended. ``handle``: a pidfd."""
+
+    handle: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    cpu_s: float
+    peak_bytes: int
+
+
+class Leader(Protocol):
+    """What starts an execution's first process."""
+
+    @property
+    def ended(self) -> int:
+        """A descriptor that can be read when the execution has ended."""
+        ...
+
+    def is_parent_of(self, pid: int) -> bool: ...
+
+    def kill(self) -> None:
+        """End an execution whose first process is not known."""
+        ...
+
+    def reap(self, first: FirstProcess | None) -> Usage | None:
+        """Leave no process behind, dead ones included. What they used, if that can be known."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """``exit_code`` is None where the program did not end by itself; ``duration_s`` is None where it never started,
-    and then ``stderr`` is bwrap's."""
+class Watched:
+    """An execution to watch.
 
-    outcome: Outcome
-    exit_code: int | None
-    duration_s: float | None
-    stdout: str
-    stderr: str
+    ``first``: None where ``status`` will tell. ``stdout``, ``stderr`` and ``status`` (JSON lines, as bwrap's) are to be
+    read; ``block`` is what the first process waits for. ``group``: control group for its processes, if there is one.
+    ``stop``: set by another thread to end it.
+    """
+
+    leader: Leader
+    first: FirstProcess | None
+    stdout: int
+    stderr: int
+    status: int
+    block: int
+    group: Group | None
+    stop: threading.Event
 
 
 class Supervision:
-    """``bwrap``: the running process with its two output pipes. ``status``: reading end of its JSON status. ``stop``:
-    set by another thread to end the execution."""
+    """Of one execution, from its start to the end of the last of its processes."""
 
-    def __init__(
-        self, *, bwrap: subprocess.Popen[bytes], status: int, limits: ExecutionLimits, stop: threading.Event
-    ) -> None:
-        assert bwrap.stdout is not None
-        assert bwrap.stderr is not None
-        self._bwrap = bwrap
+    def __init__(self, watched: Watched, *, program: Prepared, limits: ExecutionLimits, expected_exit: int) -> None:
+        self._leader = watched.leader
+        self._block = watched.block
+        self._group = watched.group
+        self._stop = watched.stop
+        self._program = program
         self._limits = limits
-        self._stop = stop
-        self._stdout = bwrap.stdout.fileno()
-        self._stderr = bwrap.stderr.fileno()
-        self._status = status
+        self._expected_exit = expected_exit
+        self._stdout = watched.stdout
+        self._stderr = watched.stderr
+        self._status = watched.status
         self._received = {self._stdout: bytearray(), self._stderr: bytearray(), self._status: bytearray()}
         # Bytes that count. One more is kept of each stream, which tells "too much" from "just enough".
         self._room = {
-            self._stdout: limits.output_kib * 1024 + len(STARTED),
+            self._stdout: limits.output_kib * 1024 + len(_MARKS),
             self._stderr: limits.output_kib * 1024,
             self._status: _CHUNK,
         }
         self._selector = selectors.DefaultSelector()
-        self._init: int | None = None  # pidfd of the first process of the sandbox's pid namespace
-        self._init_pid: int | None = None
+        self._first: FirstProcess | None = None
+        self._peak_bytes = 0
         self._began = time.monotonic()
+        self._set_up: float | None = None
         self._started: float | None = None
+        if watched.first is not None:
+            self._admit(watched.first)
 
-    def wait(self) -> Ended:
+    def wait(self) -> ExecutionOutcome:
         """Block until the sandbox has ended, by itself or by a limit. No process of it is left then."""
-        bwrap_exit = os.pidfd_open(self._bwrap.pid)
         try:
             for descriptor in self._received:
                 os.set_blocking(descriptor, False)
                 self._selector.register(descriptor, selectors.EVENT_READ)
-            self._selector.register(bwrap_exit, selectors.EVENT_READ)
-            verdict = self._watch(bwrap_exit)
-            self._selector.unregister(bwrap_exit)
+            self._selector.register(self._leader.ended, selectors.EVENT_READ)
+            verdict = self._watch()
+            self._selector.unregister(self._leader.ended)
             ended_at = time.monotonic()
             self._kill()
             self._drain()
-            return self._ended(verdict, ended_at=ended_at)
+            usage = self._leader.reap(self._first)
+            return self._ended(verdict, ended_at=ended_at, usage=usage)
         finally:
             self._kill()
-            self._bwrap.wait()
+            self._leader.reap(None)
             self._selector.close()
-            os.close(bwrap_exit)
-            if self._init is not None:
-                os.close(self._init)
+            if self._first is not None:
+                os.close(self._first.handle)
 
-    def _watch(self, bwrap_exit: int) -> Outcome | None:
-        """Read until bwrap ends (None: by itself) or a limit is reached (its outcome)."""
+    def _watch(self) -> Outcome | None:
+        """Read until the execution ends (None: by itself) or a limit is reached (its outcome)."""
         while True:
             ready = [key.fd for key, _ in self._selector.select(_TICK_SECONDS)]
             for descriptor in ready:
-                if descriptor != bwrap_exit:
+                if descriptor != self._leader.ended:
                     self._read(descriptor)
             if self._over_output():
                 return Outcome.OUTPUT_LIMIT
-            if bwrap_exit in ready:
+            if self._leader.ended in ready:
                 return None
             if self._stop.is_set():
                 return Outcome.SANDBOX_UNAVAILABLE
             now = time.monotonic()
-            if self._started is None:
+            if self._set_up is None:
                 if now - self._began > _SETUP_SECONDS:
                     return Outcome.SANDBOX_UNAVAILABLE
-            elif now - self._started > self._limits.time_limit_s:
+            elif self._over_time(now):
                 return Outcome.TIMED_OUT
             elif self._over_memory():
                 return Outcome.OUT_OF_MEMORY
@@ -122,42 +164,58 @@ class Supervision:
             return False
         received += chunk[: self._room[descriptor] + 1 - len(received)]
         if descriptor == self._stdout and self._started is None:
-            self._started = time.monotonic()
-        elif descriptor == self._status and self._init is None:
-            self._find_init()
+            self._set_up = self._set_up or time.monotonic()
+            self._started = time.monotonic() if received.startswith(_MARKS) else None
+        elif descriptor == self._status and self._first is None:
+            self._find_first()
         return True
 
-    def _find_init(self) -> None:
+    def _find_first(self) -> None:
         line, complete, _ = bytes(self._received[self._status]).partition(b"\n")
         if not complete:
             return
         pid = int(json.loads(line)["child-pid"])
         with contextlib.suppress(OSError):  # it has ended already
-            descriptor = os.pidfd_open(pid)
+            handle = os.pidfd_open(pid)
             # Only while it is bwrap's child is the number certain to be still its own.
-            if _parent(pid) == self._bwrap.pid:
-                self._init, self._init_pid = descriptor, pid
+            if self._leader.is_parent_of(pid):
+                self._admit(FirstProcess(handle, pid))
             else:
-                os.close(descriptor)
+                os.close(handle)
+
+    def _admit(self, first: FirstProcess) -> None:
+        """Into its control group, and then let it go on."""
+        self._first = first
+        if self._group is not None:
+            self._group.add(first.pid)
+        os.write(self._block, b".")
 
     def _over_output(self) -> bool:
         return any(len(self._received[stream]) > self._room[stream] for stream in (self._stdout, self._stderr))
 
+    def _over_time(self, now: float) -> bool:
+        if self._started is not None:
+            return now - self._started > self._limits.time_limit_s
+        return self._set_up is not None and now - self._set_up > self._limits.compile_limit_s
+
     def _over_memory(self) -> bool:
-        limit = self._limits.memory_mib * 1024 * 1024
-        return self._init_pid is not None and tree_exceeds(self._init_pid, limit_bytes=limit)
+        if self._first is None:
+            return False
+        mib = self._limits.compile_memory_mib if self._started is None else self._limits.memory_mib
+        held = tree_bytes(self._first.pid, limit_bytes=mib * _MIB)
+        self._peak_bytes = max(self._peak_bytes, held)
+        return held > mib * _MIB
 
     def _kill(self) -> None:
-        """Kill the first process of the pid namespace, and with it all others; bwrap then ends by itself. Where that
-        process is not known yet, kill bwrap."""
-        if self._init is None:
-            self._bwrap.kill()
+        """Kill the first process, and with it all others; what started it then ends by itself."""
+        if self._first is None:
+            self._leader.kill()
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            signal.pidfd_send_signal(self._first.handle, signal.SIGKILL)
         # Readable when the namespace is empty: its first process ends last.
         with selectors.DefaultSelector() as gone:
-            gone.register(self._init, selectors.EVENT_READ)
+            gone.register(self._first.handle, selectors.EVENT_READ)
             gone.select(_DRAIN_SECONDS)
 
     def _drain(self) -> None:
@@ -166,39 +224,50 @@ class Supervision:
             for key, _ in self._selector.select(_TICK_SECONDS):
                 self._read(key.fd)
 
-    def _ended(self, verdict: Outcome | None, *, ended_at: float) -> Ended:
+    def _ended(self, verdict: Outcome | None, *, ended_at: float, usage: Usage | None) -> ExecutionOutcome:
         if self._over_output() and verdict is None:
             verdict = Outcome.OUTPUT_LIMIT
-        exit_code = self._exit_code() if verdict is None else None
+        told = self._told()
+        exit_code = told.get("exit-code") if verdict is None else None
         stderr = self._text(self._stderr)
-        if self._started is None or (verdict is None and exit_code is None):
-            # After the start standard error is the program's and none of ours.
-            message = stderr if self._started is None else "bwrap ended without telling the program's exit code"
-            return Ended(
-                outcome=Outcome.SANDBOX_UNAVAILABLE, exit_code=None, duration_s=None, stdout="", stderr=message
-            )
-        return Ended(
-            outcome=verdict or outcome_of_exit(exit_code or 0, stderr=stderr),
+        if self._set_up is None or (verdict is None and exit_code is None):
+            # After that standard error is the program's and none of ours.
+            message = stderr if self._set_up is None else "it ended without telling the program's exit code"
+            return ExecutionOutcome(outcome=Outcome.SANDBOX_UNAVAILABLE, stderr=message)
+        if self._group is not None and self._group.ran_out():
+            verdict = verdict or Outcome.OUT_OF_MEMORY
+        peaks = [self._peak_bytes, told.get("peak_bytes", 0)]
+        if usage is not None:
+            peaks.append(usage.peak_bytes)
+        if self._group is not None:
+            peaks.append(self._group.peak_bytes())
+        compiled_at = ended_at if self._started is None else self._started
+        return ExecutionOutcome(
+            outcome=verdict or self._outcome_of_exit(exit_code or 0, stderr=stderr),
             exit_code=exit_code,
-            duration_s=ended_at - self._started,
+            signal=None if exit_code is None else signal_of_exit(exit_code),
+            duration_s=None if self._started is None else ended_at - self._started,
+            compile_s=compiled_at - self._set_up if self._program.compile else None,
+            cpu_s=told.get("cpu_s", usage and usage.cpu_s),
+            peak_memory_mib=max(peaks) / _MIB,
             stdout=self._text(self._stdout),
             stderr=stderr,
         )
 
-    def _exit_code(self) -> int | None:
-        for line in bytes(self._received[self._status]).splitlines():
-            status = json.loads(line)
-            if "exit-code" in status:
-                return int(status["exit-code"])
-        return None
+    def _outcome_of_exit(self, exit_code: int, *, stderr: str) -> Outcome:
+        # A compiler that fails is never what was expected.
+        expected = 0 if self._started is None else self._expected_exit
+        return outcome_of_exit(exit_code, expected=expected, stderr=stderr, memory_sign=self._program.memory_sign)
+
+    def _told(self) -> dict[str, Any]:
+        """All that the status lines say, without one that was cut."""
+        told: dict[str, Any] = {}
+        for line in bytes(self._received[self._status]).split(b"\n")[:-1]:
+            told |= json.loads(line)
+        return told
 
     def _text(self, stream: int) -> str:
         data = bytes(self._received[stream][: self._room[stream]])
-        return data.removeprefix(STARTED if stream == self._stdout else b"").decode(errors="replace")
-
-
-def _parent(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("PPid:"):
-            return int(line.split()[1])
-    return 0
+        if stream == self._stdout:
+            data = data.removeprefix(SET_UP).removeprefix(STARTED)
+        return data.decode(errors="replace")

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
-from privcode.sandbox import ExecutionBatch, Sandbox
+from privcode.sandbox import ExecutionBatch, LanguageStatus, Sandbox
 
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
@@ -24,6 +24,10 @@ def make_app(*, sandbox: Sandbox, pool: ThreadPoolExecutor, health: dict[str, st
     @app.get("/healthz")
     async def healthz() -> dict[str, str | int | bool]:
         return health
+
+    @app.get("/v1/languages")
+    async def languages() -> list[LanguageStatus]:
+        return await asyncio.get_running_loop().run_in_executor(pool, sandbox.languages)
 
     @app.post("/v1/executions")
     async def execute(request: Request) -> Response:

@@ -66,6 +66,7 @@ def main(*, parent: int) -> None:
         "python": ".".join(map(str, sys.version_info[:3])),
         "concurrency": arguments.concurrency,
         "disables_userns": sandbox.disables_userns,
+        "cgroups": sandbox.cgroups or "none",
     }
     try:
         with ThreadPoolExecutor(arguments.concurrency) as pool:

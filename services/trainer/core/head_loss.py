@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-# Logits in memory at a time: 32 MiB of them.
-LOGITS_AT_ONCE: Final = 2**23
+# Logits in memory at a time: 16 MiB of them.
+LOGITS_AT_ONCE: Final = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,25 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Final
 
+from privcode.languages import language_name
 from services.trainer.core.grammars import SYNTAX, header_points
 
-# A dataset's rows have the ten names alone; synthetic rows have what a model wrote after its fence.
-_ALIASES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "py": "python", "python3": "python",
-        "js": "javascript", "jsx": "javascript", "mjs": "javascript", "node": "javascript",
-        "ts": "typescript", "tsx": "typescript",
-        "c++": "cpp", "cc": "cpp", "cxx": "cpp",
-        "rs": "rust",
-        "bash": "shell", "sh": "shell", "zsh": "shell",
-        "c#": "csharp", "cs": "csharp",
-    }
-)  # fmt: skip
 _PYTHON_HEADERS: Final = (
     ast.For, ast.AsyncFor, ast.While, ast.If, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
 )  # fmt: skip
@@ -37,7 +25,7 @@ def structural_spans(code: str, *, lang: str) -> list[tuple[int, int]]:
     the end of its first line. Sorted. What counts in a language other than Python is in :mod:`.grammars`. Empty for
     code that can't be parsed and for an unknown ``lang``, so that such a row is held to nothing.
     """
-    name = _ALIASES.get(lang.lower(), lang.lower())
+    name = language_name(lang)  # a dataset has the ten names alone; a model writes what it likes after its fence
     pieces = _LINE_END.split(code)  # line, line break, line, ..., line
     lines = pieces[::2]
     points: Sequence[tuple[int, int]]

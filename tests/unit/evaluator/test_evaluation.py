@@ -94,7 +94,7 @@ def test_what_the_sandbox_could_not_run_is_excluded_and_counted() -> None:
     def execute(programs: Sequence[Execution]) -> Iterator[ExecutionResult]:
         for program, outcome in zip(programs, [Outcome.SANDBOX_UNAVAILABLE] * 2 + [Outcome.FAILED] * 3, strict=True):
             yield ExecutionResult(
-                id=program.id, outcome=outcome, exit_code=None, duration_s=None, stdout="", stderr=""
+                id=program.id, outcome=outcome
             )  # fmt: skip
 
     result = score(

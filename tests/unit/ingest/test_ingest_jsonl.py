@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privcode.errors import InvalidInput
-from privcode.ingest import LANGUAGES, IngestLimits, IngestRequest, IngestSummary, ingest
+from privcode.ingest import IngestLimits, IngestRequest, IngestSummary, ingest
+from privcode.languages import LANGUAGES
 
 PAIRS = IngestRequest(format="jsonl", kind="pairs", visibility="private")
 PROMPTS = IngestRequest(format="jsonl", kind="prompts", visibility="public")

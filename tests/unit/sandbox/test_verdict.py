@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from privcode.results import Outcome
+from services.sandbox.core.command import MEMORY_ERROR
 from services.sandbox.core.verdict import outcome_of_exit
 
 
@@ -23,4 +24,4 @@ from services.sandbox.core.verdict import outcome_of_exit
     ],
 )
 def test_outcome_of_exit(exit_code: int, stderr: str, outcome: Outcome) -> None:
-    assert outcome_of_exit(exit_code, stderr=stderr) is outcome
+    assert outcome_of_exit(exit_code, expected=0, stderr=stderr, memory_sign=MEMORY_ERROR) is outcome

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privcode.ingest import LANGUAGES
+from privcode.languages import LANGUAGES
 from services.trainer.core import grammars
 from services.trainer.core.grammars import SYNTAX, Syntax
 from services.trainer.core.structure import structural_spans

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lm.prompting import answer_code_span, answer_text, prompt_text
-from privcode.ingest import LANGUAGES
+from privcode.languages import LANGUAGES
 from privcode.specs import PromptTemplate
 from services.trainer.core.sequences import TokenSequence, make_sequence
 from tests.unit.trainer.structure_samples import CODE, MARKED, expected_spans
