@@ -104,7 +104,7 @@ class RunnerClient:
                               headers={"content-type": "application/json"}) as response,
             ):  # fmt: skip
                 response.raise_for_status()
-                for line in response.iter_lines():
+                for line in _lines(response):
                     result = ExecutionResult.model_validate_json(line)
                     missing.discard(result.id)
                     yield result
@@ -126,3 +126,11 @@ class RunnerClient:
         # No TLS on a Unix socket: without verify=False, loading the CA certificates takes longer than an execution.
         transport = httpx.HTTPTransport(uds=str(self._socket), verify=False)
         return httpx.Client(base_url="http://runner", transport=transport, verify=False, timeout=timeout)
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """``iter_lines`` would also split at U+2028 and its like, which a program may print and JSON does not escape."""
+    begun = b""
+    for chunk in response.iter_bytes():
+        *complete, begun = (begun + chunk).split(b"\n")
+        yield from complete
