@@ -24,9 +24,11 @@ def socket_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
-def runner(socket_folder: Path) -> Iterator[Runner]:
-    with running_runner(socket_folder) as started:
+@pytest.fixture(scope="session", params=["bubblewrap", "zygote"])
+def runner(request: pytest.FixtureRequest, socket_folder: Path) -> Iterator[Runner]:
+    folder = socket_folder / request.param
+    folder.mkdir()
+    with running_runner(folder, sandbox=request.param) as started:
         yield started
 
 

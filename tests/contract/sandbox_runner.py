@@ -26,12 +26,15 @@ class Runner:
 
 
 @contextmanager
-def running_runner(folder: Path) -> Iterator[Runner]:
+def running_runner(folder: Path, *, sandbox: str = "bubblewrap") -> Iterator[Runner]:
     """A runner that is ready, with a secret in the environment it was started with. Killed at the end."""
     socket, log = folder / "runner.sock", folder / "runner.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.sandbox.runner", "--socket", str(socket), "--concurrency", "2"],
+            [
+                *(sys.executable, "-m", "services.sandbox.runner", "--socket", str(socket)),
+                *("--concurrency", "2", "--sandbox", sandbox),
+            ],
             stdout=output,
             stderr=output,
             env={**os.environ, "PRIVCODE_DATABASE_URL": "secret-of-the-host"},

@@ -44,7 +44,8 @@ def http(runner: Runner) -> Iterator[httpx.Client]:
 
 def test_health(http: httpx.Client) -> None:
     health = http.get("/healthz").json()
-    assert (health["status"], health["sandbox"], health["concurrency"]) == ("ok", "bubblewrap", 2)
+    assert (health["status"], health["concurrency"]) == ("ok", 2)
+    assert health["sandbox"] in ("bubblewrap", "zygote")
 
 
 @pytest.mark.parametrize(

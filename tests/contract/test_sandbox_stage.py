@@ -30,7 +30,7 @@ COMPLETIONS = {
     "passed": "Sure:\n```python\ndef double(x):\n    return 2 * x\nprint(double(2))\n```\nDone.",
     "failed": "```python\nassert False, 'marked-private-text'\n```",
     "no_code": "I can't do that.",
-    "unsupported_language": "```rust\nfn main() {}\n```",
+    "unsupported_language": "```ruby\nputs 1\n```",
     "out_of_memory": "```python\nx = bytearray(10**10)\n```",
     "output_limit": "```py\nwhile True: print('x' * 1000)\n```",
 }
@@ -75,7 +75,7 @@ def test_each_candidate_keeps_its_place_and_gets_its_outcome(runner: Runner, tmp
     assert by_outcome["passed"].code == "def double(x):\n    return 2 * x\nprint(double(2))\n"
     assert by_outcome["passed"].problem == "problem 1"
     assert by_outcome["no_code"].code == by_outcome["no_code"].language == ""
-    assert by_outcome["unsupported_language"].language == "rust"
+    assert by_outcome["unsupported_language"].language == "ruby"
     assert {name for name, candidate in by_outcome.items() if candidate.duration_s is None} == {
         "no_code",
         "unsupported_language",

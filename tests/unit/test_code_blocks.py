@@ -13,7 +13,8 @@ from privcode.code_blocks import CodeBlock, first_code_block
     ("header", "language"),
     [
         ("python", "python"), ("py", "python"), ("Python3", "python"), ("", "python"), ("  ", "python"),
-        ("python title='a.py'", "python"), ("Rust", "rust"), ("c++", "cpp"), ("Fortran", "fortran"), ("JavaScript", "javascript"),
+        ("python title='a.py'", "python"), ("Rust", "rust"), ("c++", "cpp"),
+        ("Fortran", "fortran"), ("JavaScript", "javascript"),
     ],
 )  # fmt: skip
 def test_header_names_the_language(header: str, language: str) -> None:

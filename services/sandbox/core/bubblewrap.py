@@ -11,15 +11,16 @@ import platform
 import shutil
 import subprocess
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from privcode.errors import SandboxUnavailable
 from privcode.results import ExecutionOutcome, Outcome
 from privcode.sandbox import Execution, ExecutionResult, LanguageStatus
 from privcode.specs import ExecutionLimits
-from services.sandbox.core.cgroups import delegated_groups
+from services.sandbox.core.cgroups import Group, delegated_groups
 from services.sandbox.core.command import (
     BUILD_MIB,
     SANDBOX_ID,
@@ -62,11 +63,14 @@ class Bubblewrap:
         found = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
         if found is None:
             raise SandboxUnavailable("bubblewrap (bwrap) is not installed; on Debian: apt-get install bubblewrap")
-        self._bwrap = Path(found)
-        self._interpreter = interpreter
-        self._filter = syscall_filter()
-        # Root is exempt from the process limit; and a program that got out should not be root.
-        self._account = SANDBOX_ID if os.geteuid() == 0 else None
+        self.executable = Path(found)
+        self.interpreter = interpreter
+        self.syscall_filter = syscall_filter()
+        # For Popen. Root is exempt from the process limit; and a program that got out should not be root.
+        # No environment: the sandbox's first process keeps bwrap's, for all in it to read.
+        self.account: dict[str, Any] = {"env": {}, "cwd": "/"}
+        if os.geteuid() == 0:
+            self.account |= {"user": SANDBOX_ID, "group": SANDBOX_ID, "extra_groups": []}
         adopt_orphans()
         self._closed = threading.Event()
         self._groups = delegated_groups()
@@ -103,9 +107,19 @@ class Bubblewrap:
     def close(self) -> None:
         self._closed.set()
 
+    @contextmanager
+    def group(self, program: Prepared, limits: ExecutionLimits) -> Iterator[Group | None]:
+        """A control group for one execution, where this process may make one."""
+        if self._groups is None:
+            yield None
+            return
+        memory_bytes = _group_mib(program, limits) * 2**20
+        with self._groups.group(memory_bytes=memory_bytes, processes=_GROUP_PROCESSES + limits.processes) as group:
+            yield group
+
     def _program(self, execution: Execution, limits: ExecutionLimits) -> Prepared | None:
         if execution.language == "python":
-            return python_program(execution.code, self._interpreter)
+            return python_program(execution.code, self.interpreter)
         installed = self._toolchains.get(execution.language)
         if installed is None:
             return None
@@ -116,7 +130,11 @@ class Bubblewrap:
             with ExitStack() as cleanup:
                 code, stdin, syscall_filter = (
                     cleanup.enter_context(sealed_file(data)).fileno()
-                    for data in (program.code.encode(errors="surrogatepass"), execution.stdin.encode(), self._filter)
+                    for data in (
+                        program.code.encode(errors="surrogatepass"),
+                        execution.stdin.encode(),
+                        self.syscall_filter,
+                    )
                 )
                 files = {
                     name: cleanup.enter_context(sealed_file(text.encode())).fileno()
@@ -128,19 +146,12 @@ class Bubblewrap:
                     code=code, syscall_filter=syscall_filter, block=block_end.fileno(), status=status_end.fileno(),
                     files=files,
                 )  # fmt: skip
-                group = None
-                if self._groups is not None:
-                    group = cleanup.enter_context(
-                        self._groups.group(
-                            memory_bytes=_group_mib(program, limits) * 2**20,
-                            processes=_GROUP_PROCESSES + limits.processes,
-                        )
-                    )
+                group = cleanup.enter_context(self.group(program, limits))
                 bwrap = cleanup.enter_context(
                     subprocess.Popen(
                         sandbox_command(
-                            bwrap=self._bwrap,
-                            interpreter=self._interpreter,
+                            bwrap=self.executable,
+                            interpreter=self.interpreter,
                             program=program,
                             limits=limits,
                             descriptors=descriptors,
@@ -150,12 +161,7 @@ class Bubblewrap:
                         stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE,
                         pass_fds=descriptors.all(),
-                        # The sandbox's first process keeps bwrap's environment, for all in it to read.
-                        env={},
-                        cwd="/",
-                        user=self._account,
-                        group=self._account,
-                        extra_groups=None if self._account is None else [],
+                        **self.account,
                     )
                 )
                 cleanup.callback(bwrap.kill)

@@ -19,7 +19,7 @@ WORK_DIR: Final = "/tmp"
 _MIB: Final = 1024 * 1024
 _OPEN_FILES: Final = 128
 _STACK_BYTES: Final = 8 * _MIB
-_SHARED_MEMORY_BYTES: Final = 1 * _MIB
+SHARED_MEMORY_BYTES: Final = 1 * _MIB
 BUILD_MIB: Final = 64
 _COMPILER_PROCESSES: Final = 128
 _CPU_SLACK_S: Final = 1
@@ -34,6 +34,7 @@ _TOP_FOLDERS: Final = ("/bin", "/lib", "/lib32", "/lib64")
 # never wrote the first failed by itself.
 SET_UP: Final = b"."
 STARTED: Final = b"+"
+MARKS: Final = SET_UP + STARTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,9 @@ def sandbox_command(
     """Arguments that run ``program``, whose code is behind ``descriptors.code``, in namespaces of its own."""
     return [
         str(bwrap),
-        *_isolation(disable_userns=disable_userns),
-        *_environment(interpreter),
+        *isolation(),
+        *(["--disable-userns"] if disable_userns else []),
+        *environment(interpreter),
         *_files(interpreter, program=program, limits=limits, descriptors=descriptors),
         *("--seccomp", str(descriptors.syscall_filter)),
         *("--json-status-fd", str(descriptors.status), "--block-fd", str(descriptors.block)),
@@ -114,19 +116,17 @@ def _script(program: Prepared, limits: ExecutionLimits) -> str:
         lines.append(f"{shlex.join(compiler)} </dev/null >&2 || exit")
     lines.append(f"printf {STARTED.decode()}")
     if program.run:
-        own = [*_prlimit(_program_limits(limits, address_space=program.address_space)), *program.run]
+        own = [*_prlimit(program_limits(limits, address_space=program.address_space)), *program.run]
         lines.append(f"exec {shlex.join(own)}")
     return "\n".join(lines)
 
 
-def _isolation(*, disable_userns: bool) -> Iterator[str]:
+def isolation(*, identity: int = SANDBOX_ID) -> Iterator[str]:
     yield from ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session")
-    yield from ("--cap-drop", "ALL", "--uid", str(SANDBOX_ID), "--gid", str(SANDBOX_ID), "--hostname", "sandbox")
-    if disable_userns:
-        yield "--disable-userns"
+    yield from ("--cap-drop", "ALL", "--uid", str(identity), "--gid", str(identity), "--hostname", "sandbox")
 
 
-def _environment(interpreter: Interpreter) -> Iterator[str]:
+def environment(interpreter: Interpreter) -> Iterator[str]:
     yield "--clearenv"
     variables = {
         "HOME": WORK_DIR,
@@ -142,10 +142,9 @@ def _environment(interpreter: Interpreter) -> Iterator[str]:
         yield from ("--setenv", name, value)
 
 
-def _files(
-    interpreter: Interpreter, *, program: Prepared, limits: ExecutionLimits, descriptors: Descriptors
-) -> Iterator[str]:
-    for folder in (*_SYSTEM_FOLDERS, *program.folders):
+def system_view(interpreter: Interpreter, *, folders: Sequence[str]) -> Iterator[str]:
+    """What every sandbox sees: the system's programs and libraries, the interpreter, its own /proc and /dev."""
+    for folder in (*_SYSTEM_FOLDERS, *folders):
         yield from ("--ro-bind-try", folder, folder)
     for folder in _TOP_FOLDERS:
         path = Path(folder)
@@ -158,8 +157,14 @@ def _files(
     for hidden in interpreter.hidden:
         yield from ("--tmpfs", str(hidden), "--remount-ro", str(hidden))
     yield from ("--proc", "/proc", "--dev", "/dev")
+
+
+def _files(
+    interpreter: Interpreter, *, program: Prepared, limits: ExecutionLimits, descriptors: Descriptors
+) -> Iterator[str]:
+    yield from system_view(interpreter, folders=program.folders)
     # Python's locks between processes live there; bwrap's own /dev would take any amount.
-    yield from ("--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev")
+    yield from ("--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev")
     yield from ("--size", str(limits.file_size_mib * _MIB), "--tmpfs", WORK_DIR, "--chdir", WORK_DIR)
     if program.compile:
         yield from ("--size", str(BUILD_MIB * _MIB), "--tmpfs", BUILD_FOLDER)
@@ -175,7 +180,7 @@ def _prlimit(limits: Mapping[str, str | int]) -> list[str]:
     return ["/usr/bin/prlimit", *(f"--{name}={value}" for name, value in limits.items()), "--"]
 
 
-def _program_limits(limits: ExecutionLimits, *, address_space: bool) -> dict[str, str | int]:
+def program_limits(limits: ExecutionLimits, *, address_space: bool) -> dict[str, str | int]:
     bound = {"as": limits.memory_mib * _MIB} if address_space else {}
     return {
         **_common_limits(limits.time_limit_s),

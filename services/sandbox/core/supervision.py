@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from privcode.results import ExecutionOutcome, Outcome
 from privcode.specs import ExecutionLimits
 from services.sandbox.core.cgroups import Group
-from services.sandbox.core.command import SET_UP, STARTED, Prepared
+from services.sandbox.core.command import MARKS, SET_UP, STARTED, Prepared
 from services.sandbox.core.memory import tree_bytes
 from services.sandbox.core.verdict import outcome_of_exit, signal_of_exit
 
@@ -24,7 +24,6 @@ _DRAIN_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 0.05
 _CHUNK: Final = 65536
 _MIB: Final = 1024 * 1024
-_MARKS: Final = SET_UP + STARTED
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Supervision:
         self._received = {self._stdout: bytearray(), self._stderr: bytearray(), self._status: bytearray()}
         # Bytes that count. One more is kept of each stream, which tells "too much" from "just enough".
         self._room = {
-            self._stdout: limits.output_kib * 1024 + len(_MARKS),
+            self._stdout: limits.output_kib * 1024 + len(MARKS),
             self._stderr: limits.output_kib * 1024,
             self._status: _CHUNK,
         }
@@ -165,7 +164,7 @@ class Supervision:
         received += chunk[: self._room[descriptor] + 1 - len(received)]
         if descriptor == self._stdout and self._started is None:
             self._set_up = self._set_up or time.monotonic()
-            self._started = time.monotonic() if received.startswith(_MARKS) else None
+            self._started = time.monotonic() if received.startswith(MARKS) else None
         elif descriptor == self._status and self._first is None:
             self._find_first()
         return True

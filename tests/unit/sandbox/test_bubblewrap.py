@@ -49,10 +49,10 @@ def test_what_fails_later_is_sandbox_unavailable(monkeypatch: pytest.MonkeyPatch
     program = Execution(id="one", language="python", code="pass")
     assert sandbox.run(program, limits=ExecutionLimits()).outcome is Outcome.PASSED
     gone = dataclasses.replace(SYSTEM_SHELL, source=tmp_path / "gone", mount_point=PurePosixPath("/opt/python"))
-    monkeypatch.setattr(sandbox, "_interpreter", gone)
+    monkeypatch.setattr(sandbox, "interpreter", gone)
     result = sandbox.run(program, limits=ExecutionLimits())
     assert (result.outcome, result.exit_code, result.duration_s) == (Outcome.SANDBOX_UNAVAILABLE, None, None)
-    monkeypatch.setattr(sandbox, "_bwrap", tmp_path / "no-bwrap")
+    monkeypatch.setattr(sandbox, "executable", tmp_path / "no-bwrap")
     assert sandbox.run(program, limits=ExecutionLimits()).outcome is Outcome.SANDBOX_UNAVAILABLE
 
 
