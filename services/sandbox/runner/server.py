@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -16,8 +17,10 @@ from typing import Final
 import uvicorn
 
 from privcode.errors import SandboxUnavailable
+from privcode.sandbox import Sandbox
 from services.sandbox.core.bubblewrap import Bubblewrap
 from services.sandbox.core.interpreter import running_interpreter
+from services.sandbox.core.zygote import Zygote
 from services.sandbox.runner.app import make_app
 from services.sandbox.runner.privileges import reachable_interpreter
 
@@ -29,7 +32,7 @@ _STOP_SECONDS: Final = 10
 class _Server(uvicorn.Server):
     """Kills what runs before it waits for the answers to be written."""
 
-    def __init__(self, config: uvicorn.Config, *, sandbox: Bubblewrap) -> None:
+    def __init__(self, config: uvicorn.Config, *, sandbox: Sandbox) -> None:
         super().__init__(config)
         self._sandbox = sandbox
 
@@ -51,22 +54,20 @@ def main(*, parent: int) -> None:
     parser = argparse.ArgumentParser(prog="python -m services.sandbox.runner", description="Executes untrusted code.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on, for this user only")
     parser.add_argument("--concurrency", type=_positive, default=os.cpu_count() or 1, help="default: one per CPU")
+    parser.add_argument("--sandbox", choices=sorted(_BACKENDS), default="bubblewrap", help="default: bubblewrap")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        sandbox = Bubblewrap(interpreter=reachable_interpreter(running_interpreter()))
+        sandbox, facts = _BACKENDS[arguments.sandbox]()
         listener = _listen(arguments.socket)
     except (SandboxUnavailable, OSError) as error:
         sys.exit(f"the sandbox runner can't start: {error}")
-    if not sandbox.disables_userns:
-        log.warning("bwrap --disable-userns does not work here; the system call filter alone forbids user namespaces")
     health = {
         "status": "ok",
-        "sandbox": "bubblewrap",
+        "sandbox": arguments.sandbox,
         "python": ".".join(map(str, sys.version_info[:3])),
         "concurrency": arguments.concurrency,
-        "disables_userns": sandbox.disables_userns,
-        "cgroups": sandbox.cgroups or "none",
+        **facts,
     }
     try:
         with ThreadPoolExecutor(arguments.concurrency) as pool:
@@ -80,6 +81,25 @@ def main(*, parent: int) -> None:
             asyncio.run(_serve(_Server(config, sandbox=sandbox), listener=listener, parent=parent))
     finally:
         arguments.socket.unlink(missing_ok=True)
+
+
+def _bubblewrap() -> tuple[Bubblewrap, dict[str, str | int | bool]]:
+    sandbox = Bubblewrap(interpreter=reachable_interpreter(running_interpreter()))
+    if not sandbox.disables_userns:
+        log.warning("bwrap --disable-userns does not work here; the system call filter alone forbids user namespaces")
+    return sandbox, {"disables_userns": sandbox.disables_userns, "cgroups": sandbox.cgroups or "none"}
+
+
+def _zygote() -> tuple[Zygote, dict[str, str | int | bool]]:
+    bubblewrap, facts = _bubblewrap()
+    return Zygote(bubblewrap=bubblewrap), facts
+
+
+# The sandbox, ready to execute, and what /healthz tells of it.
+_BACKENDS: Final[Mapping[str, Callable[[], tuple[Sandbox, dict[str, str | int | bool]]]]] = {
+    "bubblewrap": _bubblewrap,
+    "zygote": _zygote,
+}
 
 
 async def _serve(server: _Server, *, listener: socket.socket, parent: int) -> None:
