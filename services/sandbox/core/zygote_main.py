@@ -8,11 +8,13 @@ it imports nothing of the project. Sources: namespaces(7), pid_namespaces(7), la
 """
 
 import atexit
+import builtins
 import contextlib
 import ctypes
 import fcntl
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import resource
@@ -202,8 +204,10 @@ def _run() -> int:
     """The program's exit code."""
     sys.argv = [str(_PROGRAM)]
     module = types.ModuleType("__main__")
-    module.__file__ = str(_PROGRAM)
-    module.__dict__["__builtins__"] = sys.modules["builtins"]
+    module.__dict__.update(
+        __annotations__={}, __builtins__=builtins, __cached__=None, __file__=str(_PROGRAM),
+        __loader__=importlib.machinery.SourceFileLoader("__main__", str(_PROGRAM)),
+    )  # fmt: skip
     sys.modules["__main__"] = module
     try:
         code = compile(_PROGRAM.read_bytes(), str(_PROGRAM), "exec", dont_inherit=True)
@@ -233,11 +237,12 @@ def _finish(exit_code: int) -> NoReturn:
     with contextlib.suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        exit_code = exit_code or 120
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            exit_code = exit_code or 120
     os._exit(exit_code)
 
 
