@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 REQUIREMENTS := $(wildcard requirements/*.txt services/*/requirements.txt) pyproject.toml
 
-.PHONY: demo test check up bench install install-dev sandbox clean
+.PHONY: demo test check up bench install install-dev sandbox toolchains clean
 
 demo: install sandbox  ## the whole pipeline on a real model, through the HTTP API
 	$(BIN)/privcode demo
 
-test: install-dev sandbox  ## every tier that this machine can run
+test: install-dev sandbox toolchains  ## every tier that this machine can run
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 check: install-dev  ## lint, types, layering
@@ -52,6 +52,9 @@ $(VENV)/.dev: $(VENV)/.embedded requirements/dev.txt
 
 sandbox:
 	@sh scripts/install-bubblewrap.sh
+
+toolchains:
+	@sh scripts/install-toolchains.sh
 
 clean:
 	rm -rf $(VENV)

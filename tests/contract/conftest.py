@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from sandbox_runner import Run, Runner, running_runner
@@ -34,10 +35,25 @@ def runner(request: pytest.FixtureRequest, socket_folder: Path) -> Iterator[Runn
 
 @pytest.fixture
 def run(runner: Runner) -> Run:
-    """Execute one program; keywords are limits, and ``stdin``."""
+    """Execute one program; keywords are limits, and what an :class:`Execution` has."""
 
-    def execute(code: str, *, stdin: str = "", language: str = "python", **limits: float) -> ExecutionResult:
-        execution = Execution(id="one", language=language, code=textwrap.dedent(code), stdin=stdin)
+    def execute(
+        code: str,
+        *,
+        stdin: str = "",
+        language: str = "python",
+        files: Mapping[str, str] = MappingProxyType({}),
+        expected_exit: int = 0,
+        **limits: float,
+    ) -> ExecutionResult:
+        execution = Execution(
+            id="one",
+            language=language,
+            code=textwrap.dedent(code),
+            stdin=stdin,
+            files=files,
+            expected_exit=expected_exit,
+        )
         asked = ExecutionLimits.model_validate(limits)
         (result,) = RunnerClient(runner.socket).run([execution], limits=asked)
         assert result.id == "one"

@@ -81,7 +81,7 @@ def program_of(source: Source, installed: Installed, limits: ExecutionLimits) ->
         compile=installed.compile_command(source, limits),
         run=installed.run_command(source, limits),
         address_space=installed.toolchain.address_space,
-        folders=installed.toolchain.folders,
+        folders=installed.folders,
         memory_sign=installed.toolchain.memory_sign,
     )
 

@@ -11,9 +11,11 @@ _NOT_CODE: Final = re.compile(
 _TOKEN: Final = re.compile(
     r"(?P<brace>[{}])"
     r"|(?P<public>\bpublic\s+(?:(?:final|abstract|sealed|non-sealed|strictfp|static)\s+)*)?"
-    r"\b(?:class|interface|enum|record)\s+(?P<type>\w+)"
-    r"|(?P<main>\bstatic\s+(?:final\s+)?void\s+main\s*\()"
+    r"\b(?:class|interface|enum|record)\s+(?P<type>[\w$]+)"
+    r"|(?P<main>\bstatic\s+(?:(?:public|final|synchronized|strictfp)\s+)*void\s+main\s*\()"
 )
+# A file's name has at most 255 bytes, an argument 128 KiB; what is longer is left for the compiler to refuse.
+_LONGEST_NAME: Final = 240
 _PACKAGE: Final = re.compile(r"^\s*package\s+([\w.]+)\s*;", re.MULTILINE)
 
 
@@ -25,7 +27,7 @@ class JavaSource(TypedDict):
 
 def java_source(code: str) -> JavaSource:
     """``file``: named after the public top-level type. ``entry``: the full name of the first top-level type that has
-    ``static void main``; None without one."""
+    ``static void main``; None without one, or with a name that no file can have."""
     bare = _NOT_CODE.sub(" ", code)
     depth = 0
     public = current = entry = None
@@ -40,4 +42,8 @@ def java_source(code: str) -> JavaSource:
     package = _PACKAGE.search(bare)
     if entry and package:
         entry = f"{package[1]}.{entry}"
-    return {"file": f"{public or 'Main'}.java", "code": code, "entry": entry}
+    return {"file": f"{_short(public) or 'Main'}.java", "code": code, "entry": _short(entry)}
+
+
+def _short(name: str | None) -> str | None:
+    return name if name and len(name.encode(errors="replace")) <= _LONGEST_NAME else None

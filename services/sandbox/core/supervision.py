@@ -137,7 +137,7 @@ class Supervision:
                 if descriptor != self._leader.ended:
                     self._read(descriptor)
             if self._over_output():
-                return Outcome.OUTPUT_LIMIT
+                return self._too_much_said()
             if self._leader.ended in ready:
                 return None
             if self._stop.is_set():
@@ -192,6 +192,10 @@ class Supervision:
     def _over_output(self) -> bool:
         return any(len(self._received[stream]) > self._room[stream] for stream in (self._stdout, self._stderr))
 
+    def _too_much_said(self) -> Outcome:
+        # A compiler is silent but for errors, and a single one may fill pages.
+        return Outcome.FAILED if self._started is None else Outcome.OUTPUT_LIMIT
+
     def _over_time(self, now: float) -> bool:
         if self._started is not None:
             return now - self._started > self._limits.time_limit_s
@@ -225,7 +229,7 @@ class Supervision:
 
     def _ended(self, verdict: Outcome | None, *, ended_at: float, usage: Usage | None) -> ExecutionOutcome:
         if self._over_output() and verdict is None:
-            verdict = Outcome.OUTPUT_LIMIT
+            verdict = self._too_much_said()
         told = self._told()
         exit_code = told.get("exit-code") if verdict is None else None
         stderr = self._text(self._stderr)
@@ -254,9 +258,12 @@ class Supervision:
         )
 
     def _outcome_of_exit(self, exit_code: int, *, stderr: str) -> Outcome:
-        # A compiler that fails is never what was expected.
-        expected = 0 if self._started is None else self._expected_exit
-        return outcome_of_exit(exit_code, expected=expected, stderr=stderr, memory_sign=self._program.memory_sign)
+        if self._started is None:
+            # A compiler that fails is never what was expected, and the program's memory sign may be a line it quotes.
+            return outcome_of_exit(exit_code, expected=0, stderr=stderr, memory_sign=None)
+        return outcome_of_exit(
+            exit_code, expected=self._expected_exit, stderr=stderr, memory_sign=self._program.memory_sign
+        )
 
     def _told(self) -> dict[str, Any]:
         """All that the status lines say, without one that was cut."""

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ _TOOL_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _VERSION_SECONDS: Final = 20
 # Links from one name of a tool to another (cc to gcc).
 _ALTERNATIVES: Final = "/etc/alternatives"
-_NODE_FOLDERS: Final = ("/usr/local/bin", "/usr/local/lib/node_modules")
+# Of Node.js's own builds; and parts of Debian's node itself.
+_NODE_FOLDERS: Final = ("/usr/local/bin/node", "/usr/local/lib/node_modules", "/usr/share/nodejs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
     """One language. ``address_space``: whether its programs bear a limit on it; garbage collectors reserve gigabytes
-    that they never use. ``folders``: of the host, shown read-only beside the system's. ``memory_sign``: what its
-    programs write when memory runs out. ``probe``: a program that must pass for the tool chain to count as there."""
+    that they never use. ``folders``: patterns of folders and files of the host, shown read-only beside the system's.
+    ``memory_sign``: what its programs write when memory runs out. ``probe``: a program that must pass for the tool
+    chain to count as there."""
 
     tools: tuple[str, ...]
     version: tuple[str, ...]
@@ -67,37 +69,51 @@ def _always(file: str, code: str) -> Source:
 
 
 def _where_main(file: str, main: re.Pattern[str], code: str) -> Source:
-    return Source(file=file, code=code, entry=file if main.search(code) else None)
+    return Source(file=file, code=code, entry=file if main.search(_COMMENT.sub(" ", code)) else None)
 
 
 def _javascript(code: str) -> Source:
-    return _always("main.mjs" if _ES_MODULE.search(code) else "main.js", code)
+    return _always("main.mjs" if _ES_MODULE.search(code) or _TOP_AWAIT.search(code) else "main.js", code)
+
+
+def _typescript(code: str) -> Source:
+    # The compiler turns imports into what CommonJS has, where a program may use both them and require().
+    module = "m" if _TOP_AWAIT.search(code) else ""
+    return Source(file=f"main.{module}ts", code=code, entry=f"main.{module}js")
 
 
 def _php(code: str) -> Source:
     # Without the tag PHP prints the program instead of running it.
-    return _always("main.php", code if "<?" in code else f"<?php\n{code}")
+    return _always("main.php", code if _PHP_TAG.search(code) else f"<?php\n{code}")
 
 
 _ES_MODULE: Final = re.compile(r"^\s*(?:import\s+(?:[\w*{]|[\"'])|export\s)", re.MULTILINE)
+# At the start of a line, so not in a function; only an ES module may have it.
+_TOP_AWAIT: Final = re.compile(r"^(?:(?:(?:export\s+)?(?:const|let|var)\s[^=\n]*=|for)\s*)?\bawait\b", re.MULTILINE)
+_PHP_TAG: Final = re.compile(r"<\?(?:php\b|=)", re.IGNORECASE)
+_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _C_MAIN: Final = re.compile(r"\bmain\s*\(")
 _RUST_MAIN: Final = re.compile(r"\bfn\s+main\s*\(")
 _CSHARP_MAIN: Final = re.compile(r"\bstatic\s+(?:async\s+)?[\w.<>]+\s+Main\s*\(")
 
 _TSC: Final = (
-    "{node}",
-    "{tsc}",
-    "--target",
-    "es2022",
-    "--module",
-    "commonjs",
-    "--outDir",
-    "{build}",
-    "--pretty",
-    "false",
+    *("{node}", "{tsc}", "--target", "es2022", "--module", "nodenext", "--outDir", "{build}", "--pretty", "false"),
+    "{source}",
 )
-_JVM: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-_CPP: Final = ("{g++}", "-std=gnu++20", "-O1", "-w")
+_NODE_MEMORY: Final = re.compile(r"JavaScript heap out of memory|Array buffer allocation failed")
+# Their number of threads, and so of processes, would grow with the machine.
+_JVM: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:ActiveProcessorCount=2", "-XX:-UsePerfData")
+_JAVAC: Final = (
+    *("{javac}", "-J-Xmx{compile_memory_mib}m", *(f"-J{flag}" for flag in _JVM)),
+    *("-encoding", "UTF-8", "-proc:none", "-Xlint:none", "-XDsuppressNotes", "-d", "{build}", "{source}"),
+)
+_CPP: Final = ("{g++}", "-std=gnu++20", "-O1", "-w", "-fmax-errors=20")
+# Optimized a little; yet checked for overflow, as without any option.
+_RUSTC: Final = (
+    *("{rustc}", "--edition", "2021", "-Awarnings", "-Copt-level=1", "-Cdebug-assertions=on", "-Cstrip=debuginfo"),
+    *("--out-dir", "{build}", "{source}"),
+)
+_MCS: Final = ("{mcs}", "-nologo", "-warn:0", "-r:System.Numerics,Microsoft.CSharp")
 
 # Python is not here: it is the runner's own interpreter (see interpreter.py).
 TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
@@ -108,47 +124,32 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
         run=("{node}", "--max-old-space-size={memory_mib}", "{source}"),
         address_space=False,
         folders=_NODE_FOLDERS,
-        memory_sign=re.compile(r"JavaScript heap out of memory|Array buffer allocation failed"),
+        memory_sign=_NODE_MEMORY,
         probe="setTimeout(() => {}, 1)",
     ),
     "typescript": Toolchain(
         tools=("node", "tsc"),
         version=("{node}", "{tsc}", "--version"),
-        source=partial(_always, "main.ts"),
-        compile=(*_TSC, "--noCheck", "--noResolve", "--noLib", "{source}"),
-        compile_checked=(
-            *_TSC,
-            "--skipLibCheck",
-            "--types",
-            "node",
-            "--typeRoots",
-            "{tsc}/../../../@types",
-            "{source}",
-        ),
-        run=("{node}", "--max-old-space-size={memory_mib}", "{build}/main.js"),
+        source=_typescript,
+        # The smallest library, since nothing is looked up in it.
+        compile=(*_TSC, "--noCheck", "--noResolve", "--lib", "es5"),
+        compile_checked=(*_TSC, "--skipLibCheck", "--types", "node", "--typeRoots", "{tsc}/../../../@types"),
+        run=("{node}", "--max-old-space-size={memory_mib}", "{build}/{entry}"),
         address_space=False,
         folders=_NODE_FOLDERS,
-        memory_sign=re.compile(r"JavaScript heap out of memory|Array buffer allocation failed"),
+        memory_sign=_NODE_MEMORY,
         probe="const answer: number = 42",
     ),
     "java": Toolchain(
         tools=("java", "javac"),
         version=("{javac}", "-version"),
         source=lambda code: Source(**java_source(code)),
-        compile=(
-            "{javac}",
-            "-J-Xmx{compile_memory_mib}m",
-            *(f"-J{flag}" for flag in _JVM),
-            "-proc:none",
-            "-nowarn",
-            "-d",
-            "{build}",
-            "{source}",
-        ),
+        compile=_JAVAC,
+        compile_library=_JAVAC,
         run=("{java}", "-Xmx{memory_mib}m", *_JVM, "-cp", "{build}", "{entry}"),
         address_space=False,
-        folders=("/etc/java-17-openjdk", "/etc/java-21-openjdk"),
-        memory_sign=re.compile(r"java.lang.OutOfMemoryError"),
+        folders=("/etc/java-*-openjdk",),
+        memory_sign=re.compile(r"java\.lang\.OutOfMemoryError(?!: unable to create)"),
         probe="class Probe { public static void main(String[] arguments) {} }",
     ),
     "cpp": Toolchain(
@@ -166,31 +167,23 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
         tools=("rustc",),
         version=("{rustc}", "--version"),
         source=partial(_where_main, "main.rs", _RUST_MAIN),
-        compile=("{rustc}", "--edition", "2021", "-Copt-level=1", "--out-dir", "{build}", "{source}"),
-        compile_library=(
-            "{rustc}",
-            "--edition",
-            "2021",
-            "--crate-type",
-            "lib",
-            "--emit",
-            "metadata",
-            "--out-dir",
-            "{build}",
-            "{source}",
-        ),
+        compile=_RUSTC,
+        compile_library=(*_RUSTC, "--crate-type", "lib", "--emit", "metadata"),
         run=("{build}/main",),
         folders=(_ALTERNATIVES,),
-        memory_sign=re.compile(r"memory allocation of"),
+        memory_sign=re.compile(r"memory allocation of \d+ bytes failed"),
         probe="fn main() {}",
     ),
     "php": Toolchain(
         tools=("php",),
         version=("{php}", "--version"),
         source=_php,
-        run=("{php}", "-d", "memory_limit={memory_mib}M", "-d", "display_errors=stderr", "{source}"),
+        run=(
+            *("{php}", "-d", "memory_limit={memory_mib}M", "-d", "display_errors=stderr", "-d", "log_errors=0"),
+            "{source}",
+        ),
         folders=("/etc/php",),
-        memory_sign=re.compile(r"Allowed memory size of|Out of memory"),
+        memory_sign=re.compile(r"Allowed memory size of \d+ bytes exhausted|mmap\(\) failed"),
         probe="<?php exit(0);",
     ),
     "shell": Toolchain(
@@ -198,6 +191,7 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
         version=("{bash}", "--version"),
         source=partial(_always, "main.sh"),
         run=("{bash}", "{source}"),
+        folders=(_ALTERNATIVES,),
         memory_sign=re.compile(r"cannot allocate|Cannot allocate memory"),
         probe="true | cat",
     ),
@@ -205,20 +199,21 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
         tools=("mcs", "mono"),
         version=("{mono}", "--version"),
         source=partial(_where_main, "main.cs", _CSHARP_MAIN),
-        compile=("{mcs}", "-nologo", "-warn:0", "-out:{build}/main.exe", "{source}"),
-        compile_library=("{mcs}", "-nologo", "-warn:0", "-target:library", "-out:{build}/main.dll", "{source}"),
+        compile=(*_MCS, "-out:{build}/main.exe", "{source}"),
+        compile_library=(*_MCS, "-target:library", "-out:{build}/main.dll", "{source}"),
         run=("{mono}", "{build}/main.exe"),
         address_space=False,
         folders=("/etc/mono",),
-        memory_sign=re.compile(r"System.OutOfMemoryException|OutOfMemoryException"),
+        memory_sign=re.compile(r"System\.OutOfMemoryException"),
         probe="class Probe { static void Main() {} }",
     ),
     "swift": Toolchain(
         tools=("swiftc",),
         version=("{swiftc}", "--version"),
         source=partial(_always, "main.swift"),
-        compile=("{swiftc}", "-o", "{build}/main", "{source}"),
+        compile=("{swiftc}", "-module-cache-path", "{build}/modules", "-o", "{build}/main", "{source}"),
         run=("{build}/main",),
+        folders=("/usr/include", _ALTERNATIVES),
         probe="let answer = 42",
     ),
 }
@@ -226,10 +221,11 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """A tool chain with its tools' paths."""
+    """A tool chain with its tools' paths, and those of its folders that there are."""
 
     toolchain: Toolchain
     paths: Mapping[str, str]
+    folders: Sequence[str]
     version: str
 
     def compile_command(self, source: Source, limits: ExecutionLimits) -> list[str]:
@@ -305,7 +301,8 @@ class Toolchains:
             return None, f"{', '.join(absent)} not installed"
         # Behind links, since /etc is not in the sandbox.
         paths = {tool: str(Path(path).resolve()) for tool, path in found.items() if path is not None}
-        installed = Installed(toolchain=toolchain, paths=paths, version=_version(toolchain, paths))
+        folders = [str(path) for pattern in toolchain.folders for path in Path("/").glob(pattern.lstrip("/"))]
+        installed = Installed(toolchain=toolchain, paths=paths, folders=folders, version=_version(toolchain, paths))
         failure = self._probe(installed)
         return (installed, None) if failure is None else (None, failure)
 
