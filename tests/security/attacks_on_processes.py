@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from privcode.results import Outcome
 from tests.security.attack import Attack, Wall
 
 # A process that carries the mark, which the host looks for when the execution is over.
@@ -49,6 +50,18 @@ ATTACKS: Final = (
             os.kill(child, signal.SIGSTOP)
             print("TRIES", "a stopped child")
         """,
+    ),
+    Attack(
+        name="killed-with-children",
+        tries="be killed at its limit, and have its children go on",
+        walls=(Wall.PROCESSES, Wall.WATCH),
+        program=f"""
+            print("TRIES", "four processes", flush=True)
+            os.fork(); os.fork()
+            {_MARKED}
+        """,
+        ends=(Outcome.TIMED_OUT,),
+        seconds=0.5,
     ),
     Attack(
         name="shell-daemon",
