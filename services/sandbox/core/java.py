@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from typing import Final, TypedDict
 
+# What is left open ends with the line or the text: going back to try again at each opening would take quadratic time.
 _NOT_CODE: Final = re.compile(
-    r'//[^\n]*|/\*.*?\*/|"""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL
+    r"//[^\n]*"
+    r"|/\*.*?(?:\*/|\Z)"
+    r'|"""(?:\\.|[^\\])*?(?:"""|\\?\Z)'
+    r'|"(?:\\.|[^"\\\n])*"?'
+    r"|'(?:\\.|[^'\\\n])*'?",
+    re.DOTALL,
 )
 _TOKEN: Final = re.compile(
     r"(?P<brace>[{}])"
-    r"|(?P<public>\bpublic\s+(?:(?:final|abstract|sealed|non-sealed|strictfp|static)\s+)*)?"
+    r"|(?P<public>\bpublic\s+(?:(?:final|abstract|sealed|non-sealed|strictfp|static)\s+)*@?)?"
     r"\b(?:class|interface|enum|record)\s+(?P<type>[\w$]+)"
     r"|(?P<main>\bstatic\s+(?:(?:public|final|synchronized|strictfp)\s+)*void\s+main\s*\()"
 )
 # A file's name has at most 255 bytes, an argument 128 KiB; what is longer is left for the compiler to refuse.
 _LONGEST_NAME: Final = 240
-_PACKAGE: Final = re.compile(r"^\s*package\s+([\w.]+)\s*;", re.MULTILINE)
+_PACKAGE: Final = re.compile(r"^[ \t]*package\s+([\w.]+)\s*;", re.MULTILINE)
 
 
 class JavaSource(TypedDict):

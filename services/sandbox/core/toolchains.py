@@ -87,11 +87,11 @@ def _php(code: str) -> Source:
     return _always("main.php", code if _PHP_TAG.search(code) else f"<?php\n{code}")
 
 
-_ES_MODULE: Final = re.compile(r"^\s*(?:import\s+(?:[\w*{]|[\"'])|export\s)", re.MULTILINE)
+_ES_MODULE: Final = re.compile(r"^[ \t]*(?:import\s+(?:[\w*{]|[\"'])|export\s)", re.MULTILINE)
 # At the start of a line, so not in a function; only an ES module may have it.
 _TOP_AWAIT: Final = re.compile(r"^(?:(?:(?:export\s+)?(?:const|let|var)\s[^=\n]*=|for)\s*)?\bawait\b", re.MULTILINE)
 _PHP_TAG: Final = re.compile(r"<\?(?:php\b|=)", re.IGNORECASE)
-_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _C_MAIN: Final = re.compile(r"\bmain\s*\(")
 _RUST_MAIN: Final = re.compile(r"\bfn\s+main\s*\(")
 _CSHARP_MAIN: Final = re.compile(r"\bstatic\s+(?:async\s+)?[\w.<>]+\s+Main\s*\(")
