@@ -13,6 +13,7 @@ from typing import Final
 from privcode.results import Outcome
 from privcode.specs import ExecutionLimits
 
+BACKENDS: Final = ("bubblewrap", "zygote")
 LIMITS: Final = ExecutionLimits(
     time_limit_s=5, memory_mib=128, processes=16, file_size_mib=2, output_kib=16, compile_limit_s=10
 )

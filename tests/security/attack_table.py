@@ -1,8 +1,11 @@
-"""All attacks, and the tables of docs/threat-model.md that are made of them."""
+"""All attacks, and the tables of docs/threat-model.md that are made of them: ``python -m tests.security.attack_table``
+writes them anew."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from tests.security import (
@@ -26,6 +29,15 @@ GROUPS: Final = {
     "The next execution": attacks_on_next.ATTACKS,
 }
 ATTACKS: Final[tuple[Attack, ...]] = tuple(attack for attacks in GROUPS.values() for attack in attacks)
+DOCUMENT: Final = Path(__file__).parents[2] / "docs/threat-model.md"
+
+
+def with_tables(text: str) -> str:
+    """``text`` of the document with its tables made anew; each stands between comments, the first of which names it."""
+    for name, table in (("attacks by wall", attacks_by_wall()), ("attacks by group", attacks_by_group())):
+        place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        text = place.sub(lambda _, table=table: f"\n{table}\n\n", text)
+    return text
 
 
 def attacks_by_group() -> str:
@@ -47,3 +59,7 @@ def _rows(attacks: tuple[Attack, ...]) -> Iterator[str]:
     for attack in attacks:
         language = "" if attack.language == "python" else f" ({attack.language})"
         yield f"| `{attack.name}`{language} | {attack.tries} | {', '.join(attack.walls)} |"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text()))

@@ -113,7 +113,7 @@ ATTACKS: Final = (
             for path in ("/dev/tty", "/dev/console", *glob.glob("/dev/pts/[0-9]*"), *streams):
                 def push():
                     descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
-                    for command in (0x5412, 0x541C): fcntl.ioctl(descriptor, command, b"x")
+                    for command in (0x5412, 0x541C): fcntl.ioctl(descriptor, command, b"~")
                 attempt(path, push)
         """,
     ),

@@ -10,21 +10,28 @@ from pathlib import Path
 import pytest
 
 from tests.contract.sandbox_runner import Runner, running_runner
+from tests.security.attack import BACKENDS
 from tests.security.host_side import Host, attacked_host
 from tests.security.remains import Remains, remains_of
 
-BACKENDS = ("bubblewrap", "zygote")
-
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+def backend(request: pytest.FixtureRequest) -> str:
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap (bwrap) is not installed: NO ATTACK IS TRIED; `make test` installs it")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def socket_folder() -> Iterator[Path]:
     # Short: a Unix socket's path may have 107 characters, and pytest's own folders have long names.
-    with (
-        tempfile.TemporaryDirectory(prefix="privcode-") as folder,
-        running_runner(Path(folder), sandbox=request.param) as started,
-    ):
+    with tempfile.TemporaryDirectory(prefix="privcode-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def runner(backend: str, socket_folder: Path) -> Iterator[Runner]:
+    with running_runner(socket_folder, sandbox=backend) as started:
         yield started
 
 
