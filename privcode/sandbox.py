@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Final, Protocol
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from privcode.errors import SandboxUnavailable
 from privcode.languages import Language
@@ -64,6 +64,9 @@ class LanguageStatus(BaseModel):
     missing: str | None
 
 
+_STATUSES: Final = TypeAdapter(list[LanguageStatus])
+
+
 class Sandbox(Protocol):
     """Something that executes one untrusted program under limits. Safe to call from several threads."""
 
@@ -109,7 +112,7 @@ class RunnerClient:
                     missing.discard(result.id)
                     yield result
         except (httpx.HTTPError, ValidationError) as error:
-            raise SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}") from error
+            raise _unavailable(error) from error
         if missing:
             raise SandboxUnavailable(f"the sandbox runner left {len(missing)} of {len(executions)} executions out")
 
@@ -117,15 +120,20 @@ class RunnerClient:
         """What the runner executes. Raises :class:`SandboxUnavailable` when it can't be reached."""
         try:
             with self._client(timeout=_LANGUAGES_SECONDS) as client:
-                answer = client.get("/v1/languages").raise_for_status()
-                return [LanguageStatus.model_validate(status) for status in answer.json()]
+                return _STATUSES.validate_json(client.get("/v1/languages").raise_for_status().content)
         except (httpx.HTTPError, ValidationError) as error:
-            raise SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}") from error
+            raise _unavailable(error) from error
 
     def _client(self, *, timeout: float) -> httpx.Client:
         # No TLS on a Unix socket: without verify=False, loading the CA certificates takes longer than an execution.
         transport = httpx.HTTPTransport(uds=str(self._socket), verify=False)
         return httpx.Client(base_url="http://runner", transport=transport, verify=False, timeout=timeout)
+
+
+def _unavailable(error: Exception) -> SandboxUnavailable:
+    if isinstance(error, httpx.ConnectError):
+        return SandboxUnavailable("the sandbox runner can't be reached: it is not running, or starts or stops just now")
+    return SandboxUnavailable(f"the sandbox runner failed: {type(error).__name__}")
 
 
 def _lines(response: httpx.Response) -> Iterator[bytes]:
