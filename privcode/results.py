@@ -106,7 +106,8 @@ class ExecutionOutcome(Result):
     ``exit_code``: the program's, or its compiler's where ``duration_s`` is None; None where it did not end by itself.
     ``signal``: what ended it, by exit codes above 128 as shells tell it. ``duration_s`` and ``compile_s``: wall-clock
     seconds, None where it never started, or had nothing to compile. ``cpu_s``: of all its processes, compiler
-    included. ``peak_memory_mib``: of its largest process, or of all together where that was seen to be more.
+    included. ``peak_memory_mib``: of its largest process, or of all together where that was seen to be more; compiler
+    included, too.
     ``stdout`` and ``stderr`` are cut at the limit; a compiler's output is in ``stderr``.
     """
 

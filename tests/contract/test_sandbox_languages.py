@@ -136,12 +136,11 @@ def test_a_library_passes_by_being_compiled(run: Run, needs: Needs, language: st
 
 def test_compiling_has_its_own_time(run: Run, needs: Needs) -> None:
     needs("cpp")
-    code = '#include <regex>\nint main() { return std::regex_match("aa", std::regex("a+")) ? 0 : 1; }'
-    result = run(code, language="cpp", time_limit_s=0.3)
+    result = run("#include <iostream>\nint main() {}", language="cpp", time_limit_s=0.2)
     output_of(result)
     assert result.compile_s is not None
     assert result.duration_s is not None
-    assert result.duration_s < 0.3 < result.compile_s
+    assert result.duration_s < 0.2 < result.compile_s
 
 
 ENDLESS_CONSTANT = """

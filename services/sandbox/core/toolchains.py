@@ -47,7 +47,7 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
     """One language. ``address_space``: whether its programs bear a limit on it; garbage collectors reserve gigabytes
-    that they never use. ``folders``: patterns of folders and files of the host, shown read-only beside the system's.
+    that they never use, and PHP has one of its own. ``folders``: patterns of folders and files of the host, shown read-only beside the system's.
     ``memory_sign``: what its programs write when memory runs out. ``probe``: a program that must pass for the tool
     chain to count as there."""
 
@@ -182,8 +182,9 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
             *("{php}", "-d", "memory_limit={memory_mib}M", "-d", "display_errors=stderr", "-d", "log_errors=0"),
             "{source}",
         ),
+        address_space=False,
         folders=("/etc/php",),
-        memory_sign=re.compile(r"Allowed memory size of \d+ bytes exhausted|mmap\(\) failed"),
+        memory_sign=re.compile(r"Allowed memory size of \d+ bytes exhausted"),
         probe="<?php exit(0);",
     ),
     "shell": Toolchain(
