@@ -47,9 +47,9 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
     """One language. ``address_space``: whether its programs bear a limit on it; garbage collectors reserve gigabytes
-    that they never use, and PHP has one of its own. ``folders``: patterns of folders and files of the host, shown read-only beside the system's.
-    ``memory_sign``: what its programs write when memory runs out. ``probe``: a program that must pass for the tool
-    chain to count as there."""
+    that they never use, and PHP has a limit of its own. ``folders``: patterns of folders and files of the host, shown
+    read-only beside the system's. ``memory_sign``: what its programs write when memory runs out. ``probe``: a program
+    that must pass for the tool chain to count as there."""
 
     tools: tuple[str, ...]
     version: tuple[str, ...]
