@@ -172,7 +172,7 @@ ATTACKS: Final = (
     ),
     Attack(
         name="limits-raised",
-        tries="raise its own limits and those of the first process",
+        tries="raise its own limits",
         walls=(Wall.LIMITS, Wall.RIGHTS),
         program="""
             import resource
@@ -329,13 +329,13 @@ ATTACKS: Final = (
     ),
     Attack(
         name="compile-bomb",
-        tries="have the compiler write a gigabyte",
+        tries="have the compiler write much more than it was given",
         walls=(Wall.LIMITS, Wall.FILES, Wall.WATCH),
         language="cpp",
         program="""
             #include <cstdio>
-            #pragma message "TRIES a gigabyte of data"
-            char data[1 << 30] = {1};
+            #pragma message "TRIES 256 MiB of data"
+            char data[1 << 28] = {1};
             int main() { std::puts("ESCAPED"); }
         """,
         ends=(Outcome.FAILED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT),

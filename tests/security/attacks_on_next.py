@@ -120,7 +120,7 @@ ATTACKS: Final = (
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
         resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
         sys.setrecursionlimit(77); sys.setswitchinterval(9); decimal.getcontext().prec = 2
-        warnings.simplefilter("error"); sys.argv = ["left"]; sys.flags = None
+        warnings.simplefilter("error"); sys.argv = ["left"]
         os.close(0)
     """, """
         import decimal, resource, signal, subprocess

@@ -43,12 +43,12 @@ ATTACKS: Final = (
         name="stopped-daemon",
         tries="leave a stopped process behind, which handles no signal",
         walls=(Wall.PROCESSES,),
-        program=f"""
-            import signal
-            child = os.fork()
-            if child == 0: {_MARKED}
-            os.kill(child, signal.SIGSTOP)
-            print("TRIES", "a stopped child")
+        program="""
+            import subprocess
+            child = subprocess.Popen(["sh", "-c", "sleep 20; true", host.mark])
+            child.send_signal(19)
+            print("TRIES", "a stopped child", flush=True)
+            os._exit(0)
         """,
     ),
     Attack(

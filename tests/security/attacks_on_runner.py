@@ -73,6 +73,28 @@ ATTACKS: Final = (
         ends=_FAILS,
     ),
     Attack(
+        name="blamed-on-the-runner",
+        tries="break the first process, so that its end looks like a failure of the runner, which ends the whole stage",
+        walls=(Wall.PROTOCOL, Wall.PROCESSES),
+        program="""
+            import resource
+            for name in ("AS", "DATA", "STACK", "NOFILE", "CPU"):
+                print("TRIES", name, flush=True)
+                try: resource.prlimit(1, getattr(resource, f"RLIMIT_{name}"), (0, 0))
+                except OSError as error: print("REFUSED", error, flush=True)
+            try:
+                counter = int(open("/proc/1/syscall").read().split()[-1], 16)
+                os.pwrite(os.open("/proc/1/mem", os.O_RDWR), bytes([255] * 16), counter)
+            except OSError as error: print("REFUSED", error, flush=True)
+            if os.fork() == 0:
+                if os.fork(): os._exit(0)
+                time.sleep(0.05)  # its end wakes the first process
+                os._exit(0)
+            time.sleep(0.1)
+        """,
+        ends=(Outcome.PASSED, Outcome.FAILED),
+    ),
+    Attack(
         name="broken-text",
         tries="output that is no text: invalid UTF-8, zeros, half characters, other line ends",
         walls=(Wall.PROTOCOL,),
@@ -110,11 +132,11 @@ ATTACKS: Final = (
         program="""
             import fcntl, glob
             streams = [f"/proc/self/fd/{number}" for number in range(3)]
+            def push(path, command):
+                descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+                return fcntl.ioctl(descriptor, command, b"~")
             for path in ("/dev/tty", "/dev/console", *glob.glob("/dev/pts/[0-9]*"), *streams):
-                def push():
-                    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
-                    for command in (0x5412, 0x541C): fcntl.ioctl(descriptor, command, b"~")
-                attempt(path, push)
+                for command in (0x5412, 0x541C): attempt(f"{path} {command:x}", lambda: push(path, command))
         """,
     ),
     Attack(
