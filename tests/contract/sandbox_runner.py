@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,14 @@ class Runner:
 
 
 @contextmanager
-def running_runner(folder: Path, *, sandbox: str = "bubblewrap") -> Iterator[Runner]:
+def running_runner(folder: Path, *, sandbox: str = "bubblewrap", arguments: Sequence[str] = ()) -> Iterator[Runner]:
     """A runner that is ready, with a secret in the environment it was started with. Killed at the end."""
     socket, log = folder / "runner.sock", folder / "runner.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "services.sandbox.runner", "--socket", str(socket)),
-                *("--concurrency", "2", "--sandbox", sandbox),
+                *("--concurrency", "2", "--sandbox", sandbox, *arguments),
             ],
             stdout=output,
             stderr=output,

@@ -9,8 +9,13 @@ from typing import Final
 # Taken before anything slow, in case the parent ends during start-up.
 PARENT: Final = os.getppid()
 
-# LC_CTYPE: Python sets it itself where no locale is given (PEP 538).
-_KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"})
+# LC_CTYPE: Python sets it itself where no locale is given (PEP 538). DOCKER_CERT_PATH names a folder, it is no secret.
+_KEPT: Final = frozenset(
+    {
+        *("PATH", "PYTHONPATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"),
+        *("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+    }
+)
 
 
 def scrub_environment() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -18,13 +18,9 @@ import uvicorn
 
 from privcode.errors import SandboxUnavailable
 from privcode.sandbox import Sandbox
-from services.sandbox.core.bubblewrap import Bubblewrap
-from services.sandbox.core.interpreter import running_interpreter
-from services.sandbox.core.zygote import Zygote
 from services.sandbox.runner.app import make_app
-from services.sandbox.runner.privileges import reachable_interpreter
-
-log = logging.getLogger(__name__)
+from services.sandbox.runner.backends import BACKENDS
+from services.sandbox.runner.stdio import serve_stdio
 
 _STOP_SECONDS: Final = 10
 
@@ -49,17 +45,18 @@ class _Server(uvicorn.Server):
 def main(*, parent: int) -> None:
     """Serve until SIGTERM, SIGINT, or the end of the process ``parent``; exit with 1 and a message if that can't be.
 
-    The socket appears when the runner is ready, that is after an execution has succeeded.
+    The socket appears when the runner is ready, that is after an execution has succeeded. With ``--stdio`` it serves
+    its standard streams instead, until the end of its input (see :mod:`services.sandbox.runner.stdio`).
     """
-    parser = argparse.ArgumentParser(prog="python -m services.sandbox.runner", description="Executes untrusted code.")
-    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on, for this user only")
-    parser.add_argument("--concurrency", type=_positive, default=os.cpu_count() or 1, help="default: one per CPU")
-    parser.add_argument("--sandbox", choices=sorted(_BACKENDS), default="bubblewrap", help="default: bubblewrap")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        sandbox, facts = _BACKENDS[arguments.sandbox]()
-        listener = _listen(arguments.socket)
+        backend = BACKENDS[arguments.sandbox](arguments)
+        if arguments.languages:
+            print(json.dumps([status.model_dump() for status in backend.sandbox.languages()]))
+            backend.sandbox.close()
+            return
+        listener = _listen(arguments.socket) if arguments.socket else None
     except (SandboxUnavailable, OSError) as error:
         sys.exit(f"the sandbox runner can't start: {error}")
     health = {
@@ -67,39 +64,36 @@ def main(*, parent: int) -> None:
         "sandbox": arguments.sandbox,
         "python": ".".join(map(str, sys.version_info[:3])),
         "concurrency": arguments.concurrency,
-        **facts,
+        **backend.facts,
     }
-    try:
-        with ThreadPoolExecutor(arguments.concurrency) as pool:
-            config = uvicorn.Config(
-                make_app(sandbox=sandbox, pool=pool, health=health),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=_STOP_SECONDS,
-            )
-            asyncio.run(_serve(_Server(config, sandbox=sandbox), listener=listener, parent=parent))
-    finally:
-        arguments.socket.unlink(missing_ok=True)
+    with ThreadPoolExecutor(arguments.concurrency) as pool:
+        if listener is None:
+            serve_stdio(sandbox=backend.sandbox, pool=pool, health=health)
+            return
+        config = uvicorn.Config(
+            make_app(sandbox=backend.sandbox, batch=backend.batch, pool=pool, health=health),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        try:
+            asyncio.run(_serve(_Server(config, sandbox=backend.sandbox), listener=listener, parent=parent))
+        finally:
+            arguments.socket.unlink(missing_ok=True)
 
 
-def _bubblewrap() -> tuple[Bubblewrap, dict[str, str | int | bool]]:
-    sandbox = Bubblewrap(interpreter=reachable_interpreter(running_interpreter()))
-    if not sandbox.disables_userns:
-        log.warning("bwrap --disable-userns does not work here; the system call filter alone forbids user namespaces")
-    return sandbox, {"disables_userns": sandbox.disables_userns, "cgroups": sandbox.cgroups or "none"}
-
-
-def _zygote() -> tuple[Zygote, dict[str, str | int | bool]]:
-    bubblewrap, facts = _bubblewrap()
-    return Zygote(bubblewrap=bubblewrap), facts
-
-
-# The sandbox, ready to execute, and what /healthz tells of it.
-_BACKENDS: Final[Mapping[str, Callable[[], tuple[Sandbox, dict[str, str | int | bool]]]]] = {
-    "bubblewrap": _bubblewrap,
-    "zygote": _zygote,
-}
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.sandbox.runner", description="Executes untrusted code.")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path, help="Unix socket to listen on, for this user only")
+    where.add_argument("--stdio", action="store_true", help="batches from standard input, results to standard output")
+    where.add_argument("--languages", action="store_true", help="print what is executed here, as JSON, and end")
+    parser.add_argument("--concurrency", type=_positive, default=os.cpu_count() or 1, help="default: one per CPU")
+    parser.add_argument("--sandbox", choices=sorted(BACKENDS), default="bubblewrap", help="default: bubblewrap")
+    parser.add_argument("--docker-image", help="the runner's image, for --sandbox docker")
+    parser.add_argument("--docker-runtime", help="such as runsc; default: the engine's")
+    return parser.parse_args()
 
 
 async def _serve(server: _Server, *, listener: socket.socket, parent: int) -> None:
