@@ -23,7 +23,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def socket_folder() -> Iterator[Path]:
+def socket_folder(backend: str) -> Iterator[Path]:  # noqa: ARG001 (another for each: a killed runner's socket stays)
     # Short: a Unix socket's path may have 107 characters, and pytest's own folders have long names.
     with tempfile.TemporaryDirectory(prefix="privcode-") as folder:
         yield Path(folder)
