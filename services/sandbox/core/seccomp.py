@@ -108,6 +108,8 @@ _TYPING_FOR_OTHERS: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _LOW_WORD: Final = 0xFFFFFFFF  # what the kernel looks at; a filter that compares all 64 bits can be walked around
 
 _BINARY_TREE: Final = 2
+# Any kernel that the sandbox runs on kills processes; libseccomp would ask it, and gVisor's says no.
+_KNOWS_KILL_PROCESS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ def _library() -> ModuleType:
     try:
         # Looks for the shared library.
         import pyseccomp
+
+        pyseccomp.set_api(_KNOWS_KILL_PROCESS)
     except (ImportError, RuntimeError, OSError) as error:
         raise SandboxUnavailable(
             f"libseccomp can't be used ({error}); on Debian: apt-get install libseccomp2"
