@@ -44,8 +44,8 @@ def _forward(layer: LoraLinear, plain: Callable[[Tensor], Tensor], gradients: Pe
     (name,) = layer.active_adapters
     base, (a, b) = layer.get_base_layer(), ab(layer)
     rate = getattr(layer.lora_dropout[name], "p", 0.0)
-    # Drawn as float, as torch's own dropout draws it on the CPU: the same random numbers give the same mask.
-    keep = torch.empty_like(x, dtype=a.dtype).bernoulli_(1 - rate).bool() if rate else None
+    # Drawn in the one byte that is kept: a wider tensor first would leave a hole that nothing fits into.
+    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - rate) if rate else None
     scaling = layer.scaling[name]
     if type(base) is nn.Linear:
         output: Tensor = _FusedLora.apply(x, base.weight, base.bias, a, b, keep, rate, scaling, gradients)  # type: ignore[no-untyped-call]
