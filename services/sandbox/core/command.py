@@ -110,14 +110,15 @@ def sandbox_command(
 
 
 def _script(program: Prepared, limits: ExecutionLimits) -> str:
-    lines = [f"printf {SET_UP.decode()}"]
+    own_limits = _prlimit(program_limits(limits, address_space=program.address_space))
+    # bwrap's first process has the program's uid and can be written to: it gets no more than the program has.
+    lines = [f"{shlex.join([*own_limits[:-1], '--pid', '1'])} || exit", f"printf {SET_UP.decode()}"]
     if program.compile:
         compiler = [*_prlimit(_compiler_limits(limits)), *program.compile]
         lines.append(f"{shlex.join(compiler)} </dev/null >&2 || exit")
     lines.append(f"printf {STARTED.decode()}")
     if program.run:
-        own = [*_prlimit(program_limits(limits, address_space=program.address_space)), *program.run]
-        lines.append(f"exec {shlex.join(own)}")
+        lines.append(f"exec {shlex.join([*own_limits, *program.run])}")
     return "\n".join(lines)
 
 
