@@ -169,7 +169,7 @@ def plot(results: Path, picture: Path) -> None:
             one["signal_to_noise"], one["loss_after"], "o", color="tab:blue" if one["epsilon"] < 50 else "tab:gray"
         )
         axis.annotate(
-            f"{one['modules']} r{one['rank']}, B {one['batch']}, ε {one['epsilon']:g}",
+            f"{one['modules']} r{one['rank']}, B {one['batch']}, ε {one['epsilon']:g}, {one['learning_rate']:g}",
             (one["signal_to_noise"], one["loss_after"]), textcoords="offset points", xytext=(4, 4), fontsize=7,
         )  # fmt: skip
     axis.axhline(runs[0]["loss_before"], color="black", linewidth=0.8, linestyle="--", label="before training")
