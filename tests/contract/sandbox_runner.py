@@ -51,6 +51,23 @@ def running_runner(folder: Path, *, sandbox: str = "bubblewrap", arguments: Sequ
         process.wait()
 
 
+# For a limit of 12 processes: 11 beside the program's own, told on its standard output.
+FORK_BOMB = """
+    import os, time
+    born = 0
+    try:
+        while True:
+            if os.fork() == 0:
+                time.sleep(30); os._exit(0)
+            born += 1
+    except BlockingIOError:
+        print(born, flush=True)
+    while True:
+        try: os.fork()
+        except BlockingIOError: pass
+"""
+
+
 def output_of(result: ExecutionResult) -> str:
     assert result.outcome is Outcome.PASSED, f"{result.outcome} {result.exit_code}\n{result.stdout}\n{result.stderr}"
     return result.stdout

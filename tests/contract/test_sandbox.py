@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from sandbox_runner import Run, output_of
+from sandbox_runner import FORK_BOMB, Run, output_of
 
 from privcode.results import Outcome
 
@@ -170,21 +170,7 @@ def test_output_of_exactly_the_limit_passes(run: Run) -> None:
 
 
 def test_fork_bomb(run: Run) -> None:
-    code = """
-        import os, time
-        born = 0
-        try:
-            while True:
-                if os.fork() == 0:
-                    time.sleep(30); os._exit(0)
-                born += 1
-        except BlockingIOError:
-            print(born, flush=True)
-        while True:
-            try: os.fork()
-            except BlockingIOError: pass
-    """
-    result = run(code, processes=12, time_limit_s=1)
+    result = run(FORK_BOMB, processes=12, time_limit_s=1)
     assert (result.outcome, result.stdout) == (Outcome.TIMED_OUT, "11\n")
 
 

@@ -21,7 +21,7 @@ import docker
 import pytest
 from docker.errors import DockerException
 from docker.models.containers import Container
-from sandbox_runner import Runner, output_of, running_runner
+from sandbox_runner import FORK_BOMB, Runner, output_of, running_runner
 
 from privcode.errors import SandboxUnavailable
 from privcode.results import Outcome
@@ -104,19 +104,7 @@ def test_limits(submit: Submit) -> None:
 
 
 def test_a_fork_bomb_is_bounded(submit: Submit) -> None:
-    code = """
-        import os, time
-        born = 0
-        try:
-            while True:
-                if os.fork() == 0:
-                    time.sleep(30); os._exit(0)
-                born += 1
-        except BlockingIOError:
-            print(born, flush=True)
-        while True: pass
-    """
-    result = submit(code, processes=12, time_limit_s=1)
+    result = submit(FORK_BOMB, processes=12, time_limit_s=1)
     assert (result.outcome, result.stdout) == (Outcome.TIMED_OUT, "11\n")
     output_of(submit("print('still there')"))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,13 @@ def test_a_program_ends_as_under_an_interpreter_of_its_own(zygote: Runner, tmp_p
     assert alike(result.stderr) == alike(own.stderr)
 
 
+def test_files_larger_than_a_message(zygote: Runner) -> None:
+    files = {"data/large.txt": "x" * 1_000_000}
+    execution = Execution(id="one", language="python", code="print(len(open('data/large.txt').read()))", files=files)
+    (result,) = RunnerClient(zygote.socket).run([execution], limits=ExecutionLimits())
+    assert result.stdout == "1000000\n"
+
+
 def test_random_numbers_differ(zygote: Runner) -> None:
     code = "import random, tempfile, uuid\nprint(random.random(), tempfile.mktemp(), uuid.uuid4())"
     assert len({execute(zygote, code).stdout for _ in range(3)}) == 3
@@ -97,21 +106,25 @@ def test_what_is_imported_beforehand_is_there_at_once(zygote: Runner) -> None:
 def test_a_zygote_that_was_killed_is_replaced(zygote: Runner) -> None:
     assert execute(zygote, "pass").outcome is Outcome.PASSED
     ended: list[ExecutionResult] = []
-    running = threading.Thread(
-        target=lambda: ended.append(execute(zygote, "import time; time.sleep(60)", time_limit_s=60))
-    )
+    program = "import os; os.execv('/usr/bin/sleep', ['sleep', '60.25'])"
+    running = threading.Thread(target=lambda: ended.append(execute(zygote, program, time_limit_s=60)))
     running.start()
-    interpreter = wait_for_zygote(zygote)
-    interpreter.kill()
+    wait_for_zygote_of(zygote, ["sleep", "60.25"]).kill()
     running.join(timeout=20)
     assert [result.outcome for result in ended] == [Outcome.SANDBOX_UNAVAILABLE]
     assert execute(zygote, "print('again')").stdout == "again\n"
 
 
-def wait_for_zygote(runner: Runner) -> psutil.Process:
-    """The warm interpreter, once it has a running execution below it."""
-    parent = psutil.Process(runner.process.pid)
-    while True:
-        for process in parent.children(recursive=True):
-            if "/program/zygote.py" in process.cmdline() and process.children(recursive=True):
-                return process
+def wait_for_zygote_of(runner: Runner, command: list[str]) -> psutil.Process:
+    """The warm interpreter that a running program descends from."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for process in psutil.Process(runner.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline() == command:
+                    first = process.parent()
+                    assert first is not None
+                    interpreter = first.parent()
+                    assert interpreter is not None
+                    return interpreter
+    raise AssertionError("the program does not run")

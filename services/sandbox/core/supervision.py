@@ -48,13 +48,13 @@ class Leader(Protocol):
         """A descriptor that can be read when the execution has ended."""
         ...
 
-    def is_parent_of(self, pid: int) -> bool: ...
+    def is_parent_of(self, pid: int, /) -> bool: ...
 
     def kill(self) -> None:
         """End an execution whose first process is not known."""
         ...
 
-    def reap(self, first: FirstProcess | None) -> Usage | None:
+    def reap(self, first: FirstProcess | None, /) -> Usage | None:
         """Leave no process behind, dead ones included. What they used, if that can be known."""
         ...
 
@@ -100,17 +100,17 @@ class Supervision:
             self._status: _CHUNK,
         }
         self._selector = selectors.DefaultSelector()
-        self._first: FirstProcess | None = None
+        self._first = watched.first
         self._peak_bytes = 0
         self._began = time.monotonic()
         self._set_up: float | None = None
         self._started: float | None = None
-        if watched.first is not None:
-            self._admit(watched.first)
 
     def wait(self) -> ExecutionOutcome:
         """Block until the sandbox has ended, by itself or by a limit. No process of it is left then."""
         try:
+            if self._first is not None:
+                self._admit(self._first)
             for descriptor in self._received:
                 os.set_blocking(descriptor, False)
                 self._selector.register(descriptor, selectors.EVENT_READ)
@@ -204,6 +204,8 @@ class Supervision:
     def _over_memory(self) -> bool:
         if self._first is None:
             return False
+        if self._group is not None and self._group.ran_out():
+            return True
         mib = self._limits.compile_memory_mib if self._started is None else self._limits.memory_mib
         held = tree_bytes(self._first.pid, limit_bytes=mib * _MIB)
         self._peak_bytes = max(self._peak_bytes, held)

@@ -7,6 +7,7 @@ is in its reach or its memory; see :mod:`services.sandbox.core.zygote_main` for 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -37,6 +38,8 @@ from services.sandbox.core.interpreter import Interpreter
 from services.sandbox.core.supervision import FirstProcess, Supervision, Usage, Watched
 from services.sandbox.core.toolchains import PROGRAM_FOLDER
 
+log = logging.getLogger(__name__)
+
 # What programs import most: imported once, before any of them.
 PRELOADED: Final = (
     "abc", "asyncio", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -44,7 +47,7 @@ PRELOADED: Final = (
     "re", "statistics", "string", "subprocess", "sys", "tempfile", "textwrap", "time", "typing", "unittest",
 )  # fmt: skip
 _READY_SECONDS: Final = 30.0
-_MESSAGE_BYTES: Final = 65536
+_MESSAGE_BYTES: Final = 64
 _REASON_CHARACTERS: Final = 500
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # Below the folder that each program gets another of.
@@ -75,6 +78,8 @@ class Zygote:
         if execution.language != "python":
             return self._bubblewrap.run(execution, limits=limits)
         ended = not_run("the runner is stopping") if self._closed.is_set() else self._execute(execution, limits)
+        if ended.outcome is Outcome.SANDBOX_UNAVAILABLE:
+            log.warning("an execution could not be done: %s", ended.stderr.strip())
         return ExecutionResult(id=execution.id, **ended.model_dump())
 
     def languages(self) -> list[LanguageStatus]:
@@ -92,14 +97,18 @@ class Zygote:
         program = python_program(execution.code, self._interpreter)
         try:
             with ExitStack() as cleanup:
-                code, stdin = (
+                # The request too: a message has a largest size, which files can exceed.
+                request, code, stdin = (
                     cleanup.enter_context(sealed_file(data)).fileno()
-                    for data in (execution.code.encode(errors="surrogatepass"), execution.stdin.encode())
+                    for data in (
+                        json.dumps(_request(execution, limits)).encode(),
+                        execution.code.encode(errors="surrogatepass"),
+                        execution.stdin.encode(),
+                    )
                 )
                 pipes = {name: make_pipe(cleanup) for name in ("stdout", "stderr", "status", "block")}
                 theirs = [pipes["stdout"][1], pipes["stderr"][1], pipes["status"][1], pipes["block"][0]]
-                request = json.dumps(_request(execution, limits)).encode()
-                handle = self._fork(request, [code, stdin, *(end.fileno() for end in theirs)])
+                handle = self._fork([request, code, stdin, *(end.fileno() for end in theirs)])
                 for end in theirs:
                     end.close()
                 first = FirstProcess(handle, _pid_of(handle))
@@ -119,13 +128,13 @@ class Zygote:
         except (OSError, SandboxUnavailable, subprocess.SubprocessError) as error:
             return not_run(f"setting up the sandbox: {error}")
 
-    def _fork(self, request: bytes, descriptors: Sequence[int]) -> int:
+    def _fork(self, descriptors: Sequence[int]) -> int:
         """One at a time; a zygote that has ended is replaced, once."""
         with self._lock:
             for _ in range(2):
                 self._process = self._process or self._start()
                 try:
-                    return self._process.fork(request, descriptors)
+                    return self._process.fork(descriptors)
                 except OSError:
                     last_words = self._process.close()
                     self._process = None
@@ -165,9 +174,9 @@ class _Interpreter:
         self._process = process
         self._control = control
 
-    def fork(self, request: bytes, descriptors: Sequence[int]) -> int:
+    def fork(self, descriptors: Sequence[int]) -> int:
         """A pidfd of the first process of a new execution, which has ``descriptors``. Raises OSError."""
-        socket.send_fds(self._control, [request], descriptors)
+        socket.send_fds(self._control, [b"fork"], descriptors)
         answer, handles, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
         if not answer or not handles:
             raise OSError("the zygote has ended")
@@ -187,13 +196,13 @@ class _Forked:
     def __init__(self, first: FirstProcess) -> None:
         self.ended = first.handle
 
-    def is_parent_of(self, pid: int) -> bool:  # noqa: ARG002
+    def is_parent_of(self, _: int) -> bool:
         return False
 
     def kill(self) -> None:
         pass  # its first process is known from the start
 
-    def reap(self, first: FirstProcess | None) -> Usage | None:  # noqa: ARG002
+    def reap(self, _: FirstProcess | None) -> Usage | None:
         return None  # the zygote reaps, and the first process tells what was used
 
 

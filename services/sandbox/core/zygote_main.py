@@ -44,7 +44,7 @@ _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2  # from version 6 on
 
 _PROGRAM = Path("/program/main.py")
 _WORK_DIR, _SHARED_MEMORY = "/tmp", "/dev/shm"
-_REQUEST_BYTES = 65536
+_MESSAGE_BYTES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,14 +69,14 @@ def main() -> None:
     gc.freeze()
     control.send(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _REQUEST_BYTES, 8)
+        message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 7)
         if not message:
             return
         _check(_libc.unshare(_CLONE_NEWPID), "unshare")
         pid = os.fork()
         if pid == 0:
             control.close()
-            _first_process(json.loads(message), descriptors, syscall_filter)
+            _first_process(descriptors, syscall_filter)
         _check(_libc.setns(own_pids, _CLONE_NEWPID), "setns")
         handle = os.pidfd_open(pid)
         socket.send_fds(control, [b"forked"], [handle])
@@ -84,11 +84,15 @@ def main() -> None:
             os.close(descriptor)
 
 
-def _first_process(request: dict[str, Any], descriptors: list[int], syscall_filter: bytes) -> NoReturn:
+def _first_process(descriptors: list[int], syscall_filter: bytes) -> NoReturn:
     """Set all up, fork the program, tell how it ended, and take whatever it left along."""
-    code, stdin, stdout, stderr, status, block = descriptors
+    asked, code, stdin, stdout, stderr, status, block = descriptors
     try:
-        os.read(block, 1)  # until it is in its control group
+        # Until it is in its control group; nobody watches it if the runner has let go.
+        if not os.read(block, 1):
+            os._exit(1)
+        with os.fdopen(asked, "rb") as file:
+            request = json.load(file)
         os.setsid()
         _mount(request, code)
         _unshare_rest(request["uid"])
@@ -99,7 +103,8 @@ def _first_process(request: dict[str, Any], descriptors: list[int], syscall_filt
             os.close(status)
             _program(request, (stdin, stdout, stderr), syscall_filter)
     except BaseException as error:
-        os.write(stderr, f"{type(error).__name__}: {error}".encode())
+        # Without the name of a file, which is not ours.
+        os.write(stderr, f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'no more is told'}".encode())
         os._exit(1)
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
     for descriptor in (0, 1, 2, code, stdin, stdout, stderr, block):
