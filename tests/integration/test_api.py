@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,14 +24,6 @@ ROWS = [
     {"problem": f"Add {n} to a number.", "solution": f"def add(x):\n    return x + {n}\n", "lang": "python"}
     for n in range(50)
 ]
-
-
-@pytest.fixture
-def client(tenant: SimpleNamespace, settings: Settings) -> Iterator[TestClient]:
-    with TestClient(
-        create_app(settings), headers={"Authorization": f"Bearer {tenant.key}"}, raise_server_exceptions=False
-    ) as client:
-        yield client
 
 
 def _jsonl(rows: list[Any]) -> bytes:
